@@ -1,0 +1,41 @@
+"""Credit assignment for language-model RL: drop-in trainers for HuggingFace TRL."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+__version__ = version("trl-credit")
+
+# Public names and where they live. Nothing is imported before it is asked for, so that `import trl_credit` is instant.
+_LAZY = {
+    "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
+    "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
+    "adjoint_trace": "trl_credit.credit.traces",
+    "eligibility_trace": "trl_credit.credit.traces",
+    "linear_recurrence": "trl_credit.credit.recurrence",
+    "trace_weights": "trl_credit.credit.traces",
+    "value_gap_bound": "trl_credit.credit.lemma",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from .credit.lemma import value_gap_bound as value_gap_bound
+    from .credit.recurrence import linear_recurrence as linear_recurrence
+    from .credit.traces import adjoint_trace as adjoint_trace
+    from .credit.traces import eligibility_trace as eligibility_trace
+    from .credit.traces import trace_weights as trace_weights
+    from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
+    from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'trl_credit' has no attribute {name!r}; it offers {', '.join(__all__)}.")
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,1 @@
+"""One folder a trainer: its config and its trainer."""

@@ -1,0 +1,123 @@
+import math
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+
+# TRL's loss types that are a function of a per-token ratio, which a trace can replace.
+TRACED_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo")
+
+
+@dataclass
+class GRPOLambdaConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`GRPOLambdaTrainer`].
+
+    This class includes only the parameters that are specific to GRPO-λ. For all others, refer to
+    [`~trl.GRPOConfig`].
+
+    Args:
+        trace_lambda (`float`, *optional*, defaults to `0.99`):
+            Trace decay λ in [0, 1]. Together with `gamma` it sets a = γλ, by which the weight of a token in the ratios
+            of later tokens decays. `0.0` gives GRPO, whatever the other trace options say.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount γ in [0, 1].
+        trace_style (`str`, *optional*, defaults to `"recent"`):
+            Which earlier tokens weigh most in a token's ratio: `"recent"` the ones just before it (eq. 1), `"both"`
+            those and the first ones of the completion (eq. 2).
+        trace_update (`str`, *optional*, defaults to `"trace"`):
+            `"trace"` traces the log-ratio inside the loss (algorithm 1, ε-trace); `"weight"` keeps the plain ratio and
+            multiplies the loss of each token by its trace weight (algorithm 2, ε-weight).
+        trace_floor (`float`, *optional*, defaults to `0.0`):
+            Smallest weight of an earlier token in a trace, in [0, 1] (ε of eqs. 17 and 18).
+        trace_normalization (`str`, *optional*, defaults to `"none"`):
+            `"none"` as in the paper, where early tokens can weigh 1 / (1 - a) times as much as in GRPO; `"mean"`
+            divides the trace so that the weights average 1 over each completion.
+        min_advantage (`float` or `None`, *optional*, defaults to `-0.1`):
+            Lower clamp of the group-normalised advantage, at most 0. `None` turns it off.
+
+    > [!NOTE]
+    > `loss_type="vespo"` is refused: it weighs whole sequences and has no per-token ratio to trace.
+    """
+
+    trace_lambda: float = field(
+        default=0.99,
+        metadata={
+            "help": "Trace decay lambda in [0, 1]. Together with `gamma` it sets a = gamma * lambda, by which the weight "
+            "of a token in the ratios of later tokens decays. `0.0` gives GRPO, whatever the other trace options say."
+        },
+    )
+    gamma: float = field(default=1.0, metadata={"help": "Discount gamma in [0, 1]."})
+    trace_style: str = field(
+        default="recent",
+        metadata={
+            "help": "Which earlier tokens weigh most in a token's ratio: `recent` the ones just before it (eq. 1), "
+            "`both` those and the first ones of the completion (eq. 2).",
+            "choices": ["recent", "both"],
+        },
+    )
+    trace_update: str = field(
+        default="trace",
+        metadata={
+            "help": "`trace` traces the log-ratio inside the loss (algorithm 1); `weight` keeps the plain ratio and "
+            "multiplies the loss of each token by its trace weight (algorithm 2).",
+            "choices": ["trace", "weight"],
+        },
+    )
+    trace_floor: float = field(
+        default=0.0,
+        metadata={"help": "Smallest weight of an earlier token in a trace, in [0, 1] (eqs. 17 and 18)."},
+    )
+    trace_normalization: str = field(
+        default="none",
+        metadata={
+            "help": "`none` as in the paper, where early tokens can weigh 1 / (1 - a) times as much as in GRPO; `mean` "
+            "divides the trace so that the weights average 1 over each completion.",
+            "choices": ["none", "mean"],
+        },
+    )
+    min_advantage: float | None = field(
+        default=-0.1,
+        metadata={
+            "help": "Lower clamp of the group-normalised advantage, at most 0. `None` turns it off.",
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("trace_lambda", "gamma", "trace_floor"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"GRPOLambdaConfig: `{name}` must be a number in [0, 1], got {value!r}.")
+        for name, allowed in (
+            ("trace_style", ("recent", "both")),
+            ("trace_update", ("trace", "weight")),
+            ("trace_normalization", ("none", "mean")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"GRPOLambdaConfig: `{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+        if self.min_advantage is not None and not (
+            isinstance(self.min_advantage, (int, float))
+            and math.isfinite(self.min_advantage)
+            and self.min_advantage <= 0
+        ):
+            raise ValueError(
+                "GRPOLambdaConfig: `min_advantage` must be a finite number of at most 0, or None for no clamp, got "
+                f"{self.min_advantage!r}."
+            )
+        if self.trace_floor > 0 and self.trace_decay == 0:
+            raise ValueError(
+                f"GRPOLambdaConfig: `trace_floor={self.trace_floor}` has no effect with `trace_lambda="
+                f"{self.trace_lambda}` and `gamma={self.gamma}`, which turn the trace off. Set it to 0, or both of the "
+                "others above 0."
+            )
+        if self.loss_type not in TRACED_LOSS_TYPES:
+            raise ValueError(
+                f"GRPOLambdaConfig: no trace is defined for `loss_type={self.loss_type!r}`. Choose one of "
+                f"{TRACED_LOSS_TYPES}."
+            )
+
+    @property
+    def trace_decay(self) -> float:
+        """a = γλ, the factor by which a trace decays at each token."""
+        return self.gamma * self.trace_lambda

@@ -1,0 +1,424 @@
+"""
+The seam with TRL: the one module that knows TRL's private names.
+
+TRL has no hook for advantages finer than one number a completion. [`CreditTrainer`] makes one out of `GRPOTrainer` by
+wrapping a few of its methods, never by copying their bodies. The trainers of this package see only the two hooks
+
+- [`CreditTrainer.assign_credit`], once per rollout, and
+- [`CreditTrainer.shape_loss`], once per loss,
+
+and say there what their credit is. `tests/test_seam.py` checks every name, signature, key and shape of TRL relied on
+here and names the one that moved; widening the version range below is then a change of one line.
+"""
+
+import functools
+import math
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from numbers import Real
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import is_peft_model
+from packaging.specifiers import SpecifierSet
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from .model_card import add_credit_settings
+
+
+TRL_VERSIONS = SpecifierSet(">=1.16,<1.17")
+
+if version("trl") not in TRL_VERSIONS:
+    raise ImportError(
+        f"trl {version('trl')} is installed, but trl_credit {version('trl-credit')} works with trl{TRL_VERSIONS}: it "
+        f"builds on private names of TRL that move between releases. Run `pip install 'trl{TRL_VERSIONS}'`."
+    )
+
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl.trainer.utils import get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx  # noqa: E402
+
+
+# Config fields by which an architecture transforms its logits after the LM head.
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+
+
+@dataclass
+class LossTerms:
+    """
+    What the policy loss is made of, for one micro-batch.
+
+    Args:
+        logps (`torch.Tensor`):
+            Log-probabilities of the completion's tokens under the policy, shape `(B, T)`, with gradient.
+        log_ratio (`torch.Tensor`):
+            `logps` minus those of the policy that the update started from, shape `(B, T)`, float32, with gradient.
+        advantages (`torch.Tensor`):
+            Advantages, shape `(B, 1)` or `(B, T)`.
+        mask (`torch.Tensor`):
+            Trained tokens: neither padding nor tool output, shape `(B, T)`, boolean.
+    """
+
+    logps: torch.Tensor
+    log_ratio: torch.Tensor
+    advantages: torch.Tensor
+    mask: torch.Tensor
+
+    def replace(self, **changes) -> "LossTerms":
+        """The same terms with some of them changed."""
+        return replace(self, **changes)
+
+
+class CreditTrainer(GRPOTrainer):
+    """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and say what they are called."""
+
+    config_class: type[GRPOConfig]
+    # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
+    # ratio.
+    shaped_prefix = "shaped"
+
+    def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
+        elif not isinstance(args, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
+            )
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self.reward_funcs = [
+            func if isinstance(func, nn.Module) else _checked_reward_func(func, name)
+            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+        if self.rollout_func is not None:
+            self.rollout_func = _checked_rollout_func(self.rollout_func)
+        self._scores = None  # rewards per function of the latest rollout, over all processes
+        self._loss = None  # the loss being computed
+
+    # Hooks ------------------------------------------------------------------------------------------------------------
+
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+        """
+        Say what the credit of a rollout is.
+
+        Args:
+            rollout (`dict`):
+                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+            rewards (`torch.Tensor`):
+                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+
+        Returns:
+            `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
+            dimension is `B`: they are shuffled and split along with it.
+        """
+        return rollout
+
+    def shape_loss(self, terms: LossTerms, mode: str) -> LossTerms:
+        """
+        Say what the policy loss is to see.
+
+        Only the policy term follows: KL penalty, entropy bonus, off-policy mask and sampler correction keep the true
+        log-probabilities.
+
+        Args:
+            terms (`LossTerms`):
+                The terms of GRPO.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `LossTerms`: Those with another `log_ratio` or `advantages`, or the very same object for no change.
+        """
+        return terms
+
+    # Services for the hooks -------------------------------------------------------------------------------------------
+
+    def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
+        """Log `sum / count` of each metric over all processes; a metric that counts nothing is left out."""
+        device = self.accelerator.device
+        values = [value for pair in sums_and_counts.values() for value in pair]
+        totals = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
+        totals = self.accelerator.reduce(totals, reduction="sum").view(-1, 2).tolist()
+        for name, (total, count) in zip(sums_and_counts, totals, strict=True):
+            self._metrics[mode][name].append(total / count if count else math.nan)
+
+    @torch.no_grad()
+    def eos_prob(self, terms: LossTerms) -> torch.Tensor | None:
+        """
+        Probability that the policy ends the completion at each state, shape `(B, T)`.
+
+        It comes from the hidden states of the loss's own forward pass: the log-probability of the sampled token is
+        known, so an EOS logit less that token's logit is all that is missing, and no second pass over the vocabulary
+        is needed. `None` for architectures that transform their logits (Gemma 2, Cohere, Granite, ...).
+        """
+        model = self._causal_lm()
+        config = model.config.get_text_config()
+        if any(getattr(config, name, None) is not None for name in _LOGIT_TRANSFORMS):
+            return None
+        ids = self._loss.inputs["completion_ids"]
+        head = model.get_output_embeddings()
+        with maybe_gather_lm_head_ctx(head.weight, head.bias), torch.autocast(ids.device.type, enabled=False):
+            weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
+            states = self._loss.hidden_states[:, -ids.shape[1] - 1 : -1].flatten(0, 1)  # (B·T, H)
+            gaps = []
+            for state, token in zip(states.split(1024), ids.flatten().split(1024), strict=True):
+                eos_logit = F.linear(state, *_rows(weight, bias, self.eos_token_ids, state.dtype))
+                token_weight, token_bias = _rows(weight, bias, token, state.dtype)
+                token_logit = (state * token_weight).sum(-1) + (0 if token_bias is None else token_bias)
+                gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
+        gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
+        return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
+
+    # Wrapped methods of TRL -------------------------------------------------------------------------------------------
+
+    def _tokenize_prompts(self, prompts):
+        tokenized = super()._tokenize_prompts(prompts)
+        context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
+        for ids, prompt in zip(tokenized[0], prompts, strict=True):
+            if context is not None and len(ids) >= context:
+                raise ValueError(
+                    f"A prompt has {len(ids)} tokens, and the model's context of {context} leaves no room for a "
+                    f"completion. Shorten it or drop it from the dataset. It begins: {str(prompt)[:200]!r}"
+                )
+        return tokenized
+
+    def _calculate_rewards(self, *args, **kwargs):
+        scores = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
+        if torch.isinf(scores).any():
+            row, column = torch.isinf(scores).nonzero()[0].tolist()
+            raise ValueError(
+                f"Reward function {self.reward_func_names[column]!r} returned {scores[row, column].item()} for "
+                f"completion {row} of the batch at step {self.state.global_step}. A reward must be a finite number, or "
+                "None for a completion that it does not score."
+            )
+        self._metrics[self._mode]["rewards/unscored"].append(scores.isnan().all(dim=1).float().mean().item())
+        self._scores = scores
+        return scores
+
+    def _generate_and_score_completions(self, inputs, *args, **kwargs):
+        rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        rewards = (self._scores * self.reward_weights.to(self._scores.device)).nansum(dim=1)
+        rewards[self._scores.isnan().all(dim=1)] = torch.nan
+        start = self.accelerator.process_index * len(inputs)
+        rollout = self.assign_credit(rollout, rewards[start : start + len(inputs)])
+
+        # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
+        advantages = rollout["advantages"]
+        if advantages.dim() == 2:
+            mask = _trained_tokens(rollout)
+            advantages = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        advantages = self.accelerator.gather(advantages).tolist()
+        table = self._logs["advantages"]
+        for _ in range(min(len(advantages), len(table))):
+            table.pop()
+        table.extend(advantages)
+        return rollout
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self._loss is None:  # of the old or the reference policy
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss.outputs is None:
+            with self._keep_hidden_states():
+                self._loss.outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            # TRL reads the terms of its loss from the inputs after this call: the place to put others.
+            self._shape_inputs(self._loss.inputs, logps=self._loss.outputs[0])
+        return self._loss.outputs
+
+    def _compute_loss(self, model, inputs):
+        # A shallow copy, since later iterations use the rollout again.
+        self._loss = _Loss(inputs=dict(inputs), beta=self.beta)
+        try:
+            loss = super()._compute_loss(model, self._loss.inputs)
+            if self._loss.ratio_is_shaped:
+                self._set_shaped_metrics_apart()
+                if self._kl_sees_ratio:
+                    loss = loss + self._kl_penalty(model, inputs)
+        finally:
+            self.beta = self._loss.beta
+            self._loss = None
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step} is {loss.item()}: training stops here rather than go on "
+                "with broken weights; checkpoints are as they were. Usual causes: a learning rate that is too high, "
+                "ratios far from 1 (lower `num_iterations`), float16."
+            )
+        return loss
+
+    def create_model_card(self, *args, **kwargs):
+        """As TRL's, with the settings that say how credit was assigned."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            add_credit_settings(Path(self.args.output_dir) / "README.md", self.args, GRPOConfig)
+
+    # Inside the wrapped methods ---------------------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    @property
+    def _kl_sees_ratio(self) -> bool:
+        # TRL's bias-corrected KL is multiplied by the ratio of the policy term, whichever that is.
+        return self._loss.beta != 0.0 and self.args.use_bias_correction_kl
+
+    def _causal_lm(self):
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    @contextmanager
+    def _keep_hidden_states(self):
+        def keep(module, args, output):
+            self._loss.hidden_states = output.last_hidden_state.detach()
+
+        handle = self._causal_lm().base_model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _shape_inputs(self, inputs: dict, logps: torch.Tensor) -> None:
+        old_logps = inputs.get("old_per_token_logps")
+        if old_logps is None:  # the update starts from this very policy
+            old_logps = logps.detach()
+        advantages = inputs["advantages"]
+        terms = LossTerms(
+            logps=logps,
+            log_ratio=logps.float() - old_logps.float(),
+            advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+            mask=_trained_tokens(inputs),
+        )
+        shaped = self.shape_loss(terms, self._mode)
+        if shaped is terms:
+            return
+        inputs["advantages"] = shaped.advantages
+        if shaped.log_ratio is terms.log_ratio:
+            return
+        # TRL forms `logps - old_per_token_logps`: this makes that difference the shaped one, gradient included, and
+        # leaves `logps` true for all other terms.
+        inputs["old_per_token_logps"] = logps - shaped.log_ratio
+        if self.off_policy_mask_threshold is not None:
+            inputs.setdefault("sampling_per_token_logps", old_logps)
+        self._loss.ratio_is_shaped = True
+        if self._kl_sees_ratio:
+            self.beta = 0.0
+        if self.importance_sampling_level == "token":
+            self._log_clip_ratio(terms)
+
+    def _log_clip_ratio(self, terms: LossTerms) -> None:
+        """Log how many of the true ratios are outside the clip range, under TRL's names."""
+        ratio = terms.log_ratio.detach().exp()
+        low = (ratio < 1 - self.epsilon_low) & (terms.advantages < 0) & terms.mask
+        high = (ratio > 1 + self.epsilon_high) & (terms.advantages > 0) & terms.mask
+        count = terms.mask.sum()
+        self._loss.true_ratio_metrics = {
+            "clip_ratio/low_mean": (low.sum(), count),
+            "clip_ratio/high_mean": (high.sum(), count),
+            "clip_ratio/region_mean": ((low | high).sum(), count),
+        }
+
+    def _set_shaped_metrics_apart(self) -> None:
+        metrics = self._metrics[self._mode]
+        for name in [name for name in metrics if "clip_ratio" in name and not name.startswith(self.shaped_prefix)]:
+            metrics[f"{self.shaped_prefix}/{name}"].append(metrics[name].pop())
+            if not metrics[name]:
+                del metrics[name]
+        self.log_means(self._mode, self._loss.true_ratio_metrics)
+
+    def _kl_penalty(self, model, inputs: dict) -> torch.Tensor:
+        """TRL's KL term with the true ratio: its loss again, on the same forward pass, with a policy term of zero."""
+        metrics = {self._mode: defaultdict(list)}
+        changes = {
+            "beta": self._loss.beta,
+            "aux_loss_enabled": False,
+            "top_entropy_quantile": 1.0,
+            "off_policy_mask_threshold": None,
+            "_entropy_bonus_enabled": False,
+            "_metrics": metrics,
+        }
+        kept = {name: getattr(self, name) for name in changes}
+        self.__dict__.update(changes)
+        try:
+            loss = super()._compute_loss(model, {**inputs, "advantages": torch.zeros_like(inputs["advantages"])})
+        finally:
+            self.__dict__.update(kept)
+        self._metrics[self._mode]["kl"].extend(metrics[self._mode]["kl"])
+        return loss
+
+
+@dataclass
+class _Loss:
+    """What is known of a loss while it is computed."""
+
+    inputs: dict
+    beta: float
+    outputs: tuple | None = None  # log-probabilities, entropies, auxiliary loss of the forward pass
+    hidden_states: torch.Tensor | None = None
+    ratio_is_shaped: bool = False
+    true_ratio_metrics: dict = field(default_factory=dict)
+
+
+def _trained_tokens(inputs: dict) -> torch.Tensor:
+    """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
+    mask = inputs["completion_mask"]
+    return (mask if "tool_mask" not in inputs else mask * inputs["tool_mask"]).bool()
+
+
+def _rows(weight, bias, index, dtype):
+    return weight[index].to(dtype), None if bias is None else bias[index].to(dtype)
+
+
+def _checked_reward_func(func, name: str):
+    """`func`, with an error that says which reward is not one. TRL itself checks their number."""
+
+    def check(rewards):
+        if rewards is None or isinstance(rewards, (str, Real)):
+            raise TypeError(
+                f"Reward function {name!r} returned {rewards!r}. It must return a list with one number, or None, for "
+                "each completion."
+            )
+        for row, reward in enumerate(rewards):
+            if not (reward is None or isinstance(reward, Real) or hasattr(reward, "item")):
+                raise TypeError(
+                    f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {row}. A "
+                    "reward must be a finite number, or None for a completion that it does not score."
+                )
+        return rewards
+
+    if is_async_callable(func):
+
+        @functools.wraps(func)
+        async def checked(*args, **kwargs):
+            return check(await func(*args, **kwargs))
+    else:
+
+        @functools.wraps(func)
+        def checked(*args, **kwargs):
+            return check(func(*args, **kwargs))
+
+    return checked
+
+
+def _checked_rollout_func(func):
+    """`func`, with an error for a completion of no tokens, which has no last state to score."""
+
+    @functools.wraps(func)
+    def checked(prompts, trainer):
+        output = func(prompts, trainer)
+        for row, ids in enumerate(output.get("completion_ids", ())):
+            if len(ids) == 0:
+                raise ValueError(
+                    f"`rollout_func` returned an empty completion for prompt {row}. Each must have at least one token, "
+                    "e.g. EOS alone."
+                )
+        return output
+
+    return checked
