@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+
 __version__ = version("trl-credit")
 
 # Public names and where they live. Nothing is imported before it is asked for, so that `import trl_credit` is instant.

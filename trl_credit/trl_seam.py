@@ -104,7 +104,7 @@ class CreditTrainer(GRPOTrainer):
         self._scores = None  # rewards per function of the latest rollout, over all processes
         self._loss = None  # the loss being computed
 
-    # Hooks ------------------------------------------------------------------------------------------------------------
+    # --- Hooks
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
         """
@@ -140,7 +140,7 @@ class CreditTrainer(GRPOTrainer):
         """
         return terms
 
-    # Services for the hooks -------------------------------------------------------------------------------------------
+    # --- Services for the hooks
 
     def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
         """Log `sum / count` of each metric over all processes; a metric that counts nothing is left out."""
@@ -178,7 +178,7 @@ class CreditTrainer(GRPOTrainer):
         gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
         return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
 
-    # Wrapped methods of TRL -------------------------------------------------------------------------------------------
+    # --- Wrapped methods of TRL
 
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
@@ -259,7 +259,7 @@ class CreditTrainer(GRPOTrainer):
         if self.is_world_process_zero():
             add_credit_settings(Path(self.args.output_dir) / "README.md", self.args, GRPOConfig)
 
-    # Inside the wrapped methods ---------------------------------------------------------------------------------------
+    # --- Inside the wrapped methods
 
     @property
     def _mode(self) -> str:

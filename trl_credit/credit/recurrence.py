@@ -42,7 +42,9 @@ def linear_recurrence(x: torch.Tensor, decay: float | torch.Tensor, reverse: boo
     if not isinstance(decay, torch.Tensor):
         decay = torch.tensor(decay, dtype=torch.float64, device=x.device)
     if decay.requires_grad:
-        raise ValueError("linear_recurrence: `decay` requires a gradient, but the result is differentiable in `x` only.")
+        raise ValueError(
+            "linear_recurrence: `decay` requires a gradient, but the result is differentiable in `x` only."
+        )
     if decay.dim() == 0 or decay.shape == (1,):
         decay = decay.reshape(1, 1)
     batch, length = x.shape
