@@ -103,6 +103,7 @@ class CreditTrainer(GRPOTrainer):
             self.rollout_func = _checked_rollout_func(self.rollout_func)
         self._scores = None  # rewards per function of the latest rollout, over all processes
         self._loss = None  # the loss being computed
+        self._sums = {"train": {}, "eval": {}}  # of metrics, see `log_means`
 
     # --- Hooks
 
@@ -143,13 +144,13 @@ class CreditTrainer(GRPOTrainer):
     # --- Services for the hooks
 
     def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
-        """Log `sum / count` of each metric over all processes; a metric that counts nothing is left out."""
-        device = self.accelerator.device
-        values = [value for pair in sums_and_counts.values() for value in pair]
-        totals = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
-        totals = self.accelerator.reduce(totals, reduction="sum").view(-1, 2).tolist()
-        for name, (total, count) in zip(sums_and_counts, totals, strict=True):
-            self._metrics[mode][name].append(total / count if count else math.nan)
+        """
+        Log `sum / count` of each metric, over all micro-batches and processes since the last log: a mean over tokens,
+        not one over micro-batches. A metric that counts nothing is left out.
+        """
+        for name, sum_and_count in sums_and_counts.items():
+            pair = torch.stack([torch.as_tensor(x, dtype=torch.float32).detach() for x in sum_and_count])
+            self._sums[mode][name] = self._sums[mode].get(name, 0) + pair.to(self.accelerator.device)
 
     @torch.no_grad()
     def eos_prob(self, terms: LossTerms) -> torch.Tensor | None:
@@ -253,6 +254,15 @@ class CreditTrainer(GRPOTrainer):
             )
         return loss
 
+    def log(self, *args, **kwargs):
+        """As TRL's, with the metrics of `log_means`."""
+        if sums := self._sums[self._mode]:
+            totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
+            for name, (total, count) in zip(sums, totals, strict=True):
+                self._metrics[self._mode][name] = [total / count if count else math.nan]
+            sums.clear()
+        super().log(*args, **kwargs)
+
     def create_model_card(self, *args, **kwargs):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
@@ -310,16 +320,22 @@ class CreditTrainer(GRPOTrainer):
         self._loss.ratio_is_shaped = True
         if self._kl_sees_ratio:
             self.beta = 0.0
-        if self.importance_sampling_level == "token":
-            self._log_clip_ratio(terms)
+        self._loss.true_ratio_metrics = self._clip_ratio(terms)
 
-    def _log_clip_ratio(self, terms: LossTerms) -> None:
-        """Log how many of the true ratios are outside the clip range, under TRL's names."""
-        ratio = terms.log_ratio.detach().exp()
-        low = (ratio < 1 - self.epsilon_low) & (terms.advantages < 0) & terms.mask
-        high = (ratio > 1 + self.epsilon_high) & (terms.advantages > 0) & terms.mask
-        count = terms.mask.sum()
-        self._loss.true_ratio_metrics = {
+    def _clip_ratio(self, terms: LossTerms) -> dict[str, tuple]:
+        """How many of the true ratios are outside the clip range, under TRL's names."""
+        log_ratio, counted = torch.where(terms.mask, terms.log_ratio.detach(), 0), terms.mask
+        if self.importance_sampling_level == "sequence":  # one ratio a completion
+            log_ratio = log_ratio.sum(1, keepdim=True) / terms.mask.sum(1, keepdim=True).clamp(min=1)
+            counted = torch.ones_like(log_ratio, dtype=torch.bool)
+        ratio, count = log_ratio.exp(), counted.sum()
+        if self.loss_type == "cispo":
+            return {"cispo_clip_ratio": (((ratio > self.epsilon_high) & (terms.advantages > 0) & counted).sum(), count)}
+        if self.loss_type == "sapo":  # a soft gate
+            return {}
+        low = (ratio < 1 - self.epsilon_low) & (terms.advantages < 0) & counted
+        high = (ratio > 1 + self.epsilon_high) & (terms.advantages > 0) & counted
+        return {
             "clip_ratio/low_mean": (low.sum(), count),
             "clip_ratio/high_mean": (high.sum(), count),
             "clip_ratio/region_mean": ((low | high).sum(), count),
@@ -422,3 +438,53 @@ def _checked_rollout_func(func):
         return output
 
     return checked
+
+
+# --- The command line
+
+
+def split_launch_arguments(parser, argv: list[str]) -> tuple[list[str], list[str]]:
+    """
+    Tell the arguments of `accelerate launch` from those of a training script, and check the latter.
+
+    Args:
+        parser ([`~trl.TrlParser`]):
+            The script's parser.
+        argv (`list[str]`):
+            Arguments of both, among them any `--config` file, which may hold both too.
+
+    Returns:
+        `tuple[list[str], list[str]]`: Those of `accelerate launch`, `--accelerate_config` resolved, and the script's.
+    """
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+    from trl.cli.commands.training import _subtract_subsequence
+
+    *_, from_file, from_argv = parser.parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    return resolve_accelerate_config_argument(from_file + from_argv), _subtract_subsequence(argv, from_argv)
+
+
+def run_grpo_script(trainer_class: type[GRPOTrainer], *args) -> None:
+    """
+    Run the script of `trl grpo` with another trainer: datasets, rewards, quantization, PEFT, resuming and the Hub are
+    TRL's code.
+
+    Args:
+        trainer_class (`type[GRPOTrainer]`):
+            The trainer.
+        args:
+            The script's arguments as its parser returns them.
+    """
+    import trl
+    from trl.scripts.grpo import main
+
+    # `main` imports `GRPOTrainer` from `trl` when it is called. If it got it in any other way, it would train plain
+    # GRPO without a word.
+    if "GRPOTrainer" not in main.__code__.co_varnames:
+        raise ImportError("`trl.scripts.grpo.main` no longer imports `GRPOTrainer` when it is called.")
+    trl.GRPOTrainer = trainer_class
+    try:
+        main(*args)
+    finally:
+        trl.GRPOTrainer = GRPOTrainer

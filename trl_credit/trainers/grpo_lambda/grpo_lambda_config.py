@@ -43,8 +43,9 @@ class GRPOLambdaConfig(GRPOConfig):
     trace_lambda: float = field(
         default=0.99,
         metadata={
-            "help": "Trace decay lambda in [0, 1]. Together with `gamma` it sets a = gamma * lambda, by which the weight "
-            "of a token in the ratios of later tokens decays. `0.0` gives GRPO, whatever the other trace options say."
+            "help": "Trace decay lambda in [0, 1]. Together with `gamma` it sets a = gamma * lambda, by which the "
+            "weight of a token in the ratios of later tokens decays. `0.0` gives GRPO, whatever the other trace "
+            "options say."
         },
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount gamma in [0, 1]."})
