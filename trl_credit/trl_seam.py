@@ -169,14 +169,16 @@ class CreditTrainer(GRPOTrainer):
         head = model.get_output_embeddings()
         with maybe_gather_lm_head_ctx(head.weight, head.bias), torch.autocast(ids.device.type, enabled=False):
             weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
-            states = self._loss.hidden_states[:, -ids.shape[1] - 1 : -1].flatten(0, 1)  # (B·T, H)
             gaps = []
-            for state, token in zip(states.split(1024), ids.flatten().split(1024), strict=True):
-                eos_logit = F.linear(state, *_rows(weight, bias, self.eos_token_ids, state.dtype))
-                token_weight, token_bias = _rows(weight, bias, token, state.dtype)
-                token_logit = (state * token_weight).sum(-1) + (0 if token_bias is None else token_bias)
-                gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
-        gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
+            # In small pieces, for memory's sake: this is when the activations of the whole forward pass are alive.
+            for row, tokens in enumerate(ids):
+                states = self._loss.hidden_states[row, -len(tokens) - 1 : -1]
+                for state, token in zip(states.split(256), tokens.split(256), strict=True):
+                    eos_logit = F.linear(state, *_rows(weight, bias, self.eos_token_ids, state.dtype))
+                    token_weight, token_bias = _rows(weight, bias, token, state.dtype)
+                    token_logit = (state * token_weight).sum(-1) + (0 if token_bias is None else token_bias)
+                    gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
+            gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
         return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
 
     # --- Wrapped methods of TRL
