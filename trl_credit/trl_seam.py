@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,8 @@ class LossTerms:
 class CreditTrainer(GRPOTrainer):
     """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and say what they are called."""
 
+    args: GRPOConfig
+    model: Any  # DDP, a DeepSpeed engine, an FSDP module, a PEFT model, ...
     config_class: type[GRPOConfig]
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
     # ratio.
@@ -101,9 +104,9 @@ class CreditTrainer(GRPOTrainer):
         ]
         if self.rollout_func is not None:
             self.rollout_func = _checked_rollout_func(self.rollout_func)
-        self._scores = None  # rewards per function of the latest rollout, over all processes
-        self._loss = None  # the loss being computed
-        self._sums = {"train": {}, "eval": {}}  # of metrics, see `log_means`
+        self._scores: Any = None  # rewards per function of the latest rollout, over all processes
+        self._loss: Any = None  # the `_Loss` being computed
+        self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
 
     # --- Hooks
 
@@ -220,7 +223,7 @@ class CreditTrainer(GRPOTrainer):
             mask = _trained_tokens(rollout)
             advantages = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
         advantages = self.accelerator.gather(advantages).tolist()
-        table = self._logs["advantages"]
+        table: Any = self._logs["advantages"]
         for _ in range(min(len(advantages), len(table))):
             table.pop()
         table.extend(advantages)
@@ -269,7 +272,7 @@ class CreditTrainer(GRPOTrainer):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            add_credit_settings(Path(self.args.output_dir) / "README.md", self.args, GRPOConfig)
+            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, GRPOConfig)
 
     # --- Inside the wrapped methods
 
@@ -353,7 +356,7 @@ class CreditTrainer(GRPOTrainer):
 
     def _kl_penalty(self, model, inputs: dict) -> torch.Tensor:
         """TRL's KL term with the true ratio: its loss again, on the same forward pass, with a policy term of zero."""
-        metrics = {self._mode: defaultdict(list)}
+        metrics: dict[str, dict] = {self._mode: defaultdict(list)}
         changes = {
             "beta": self._loss.beta,
             "aux_loss_enabled": False,
@@ -485,8 +488,8 @@ def run_grpo_script(trainer_class: type[GRPOTrainer], *args) -> None:
     # GRPO without a word.
     if "GRPOTrainer" not in main.__code__.co_varnames:
         raise ImportError("`trl.scripts.grpo.main` no longer imports `GRPOTrainer` when it is called.")
-    trl.GRPOTrainer = trainer_class
+    trl.GRPOTrainer = trainer_class  # type: ignore[misc]
     try:
         main(*args)
     finally:
-        trl.GRPOTrainer = GRPOTrainer
+        trl.GRPOTrainer = GRPOTrainer  # type: ignore[misc]

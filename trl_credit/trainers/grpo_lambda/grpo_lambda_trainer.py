@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 
 from ...credit.lemma import value_gap_bound
@@ -49,6 +51,7 @@ class GRPOLambdaTrainer(CreditTrainer):
     eprint       = {arXiv:2510.00194},
 }""",
     }
+    args: GRPOLambdaConfig
     config_class = GRPOLambdaConfig
     shaped_prefix = "trace"
 
@@ -61,7 +64,7 @@ class GRPOLambdaTrainer(CreditTrainer):
         decay = self.args.trace_decay
         if decay == 0:  # GRPO
             return terms
-        trace = {
+        trace: dict[str, Any] = {
             "mask": terms.mask,
             "decay": decay,
             "style": self.args.trace_style,
