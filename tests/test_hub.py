@@ -132,6 +132,7 @@ def test_card_says_what_was_trained_and_how(published, inputs):
     defaults = {"gamma": "1.0", "trace_update": "trace", "trace_floor": "0.0", "trace_normalization": "none"}
     assert settings.items() >= (chosen | defaults).items()
     assert not [path for path in inputs[1::2] if path in text]
+    assert "fine-tuned version of a local model" in text
 
 
 def test_all_checkpoints_go_to_a_private_repository(hub, client, inputs, tmp_path):

@@ -162,11 +162,13 @@ class CreditTrainer(GRPOTrainer):
 
         It comes from the hidden states of the loss's own forward pass: the log-probability of the sampled token is
         known, so an EOS logit less that token's logit is all that is missing, and no second pass over the vocabulary
-        is needed. `None` for architectures that transform their logits (Gemma 2, Cohere, Granite, ...).
+        is needed. `None` for architectures that transform their logits (Gemma 2, Cohere, Granite, ...) and where the
+        hidden states are out of reach (a compiled model).
         """
         model = self._causal_lm()
         config = model.config.get_text_config()
-        if any(getattr(config, name, None) is not None for name in _LOGIT_TRANSFORMS):
+        transformed = any(getattr(config, name, None) is not None for name in _LOGIT_TRANSFORMS)
+        if transformed or self._loss.hidden_states is None:
             return None
         ids = self._loss.inputs["completion_ids"]
         head = model.get_output_embeddings()
@@ -292,7 +294,8 @@ class CreditTrainer(GRPOTrainer):
     @contextmanager
     def _keep_hidden_states(self):
         def keep(module, args, output):
-            self._loss.hidden_states = output.last_hidden_state.detach()
+            hidden_states = getattr(output, "last_hidden_state", None)
+            self._loss.hidden_states = None if hidden_states is None else hidden_states.detach()
 
         handle = self._causal_lm().base_model.register_forward_hook(keep)
         try:

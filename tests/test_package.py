@@ -1,0 +1,47 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+import trl_credit
+
+
+def run(code: str):
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_import_is_instant_and_needs_none_of_the_heavy_packages():
+    code = """
+import json, sys, time
+start = time.perf_counter()
+import trl_credit
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, [m for m in ("torch", "trl", "transformers", "vllm", "peft", "deepspeed") if m in sys.modules]]))
+"""
+    runs = [run(code) for _ in range(3)]
+    assert min(seconds for seconds, _ in runs) < 0.2
+    assert all(loaded == [] for _, loaded in runs)
+
+
+def test_trainers_need_no_optional_package():
+    code = """
+import json, sys
+for name in ("vllm", "deepspeed", "matplotlib", "math_verify"):
+    sys.modules[name] = None  # importing it is an error
+import trl_credit
+print(json.dumps([getattr(trl_credit, name).__name__ for name in trl_credit.__all__ if name != "__version__"]))
+"""
+    assert run(code) == [name for name in trl_credit.__all__ if name != "__version__"]
+
+
+def test_unknown_name_says_what_there_is():
+    with pytest.raises(AttributeError, match="no attribute 'GRPOLambda'; it offers .*GRPOLambdaTrainer"):
+        trl_credit.GRPOLambda  # noqa: B018
+
+
+def test_every_public_name_has_a_docstring():
+    for name in trl_credit.__all__:
+        if name != "__version__":
+            assert len(getattr(trl_credit, name).__doc__) > 100, name
