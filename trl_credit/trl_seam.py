@@ -261,6 +261,16 @@ class CreditTrainer(GRPOTrainer):
             )
         return loss
 
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # A loss can be finite and its gradient not. (A gradient scaler, with float16, skips such steps by itself.)
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient norm of step {self.state.global_step} is {float(norm)}: training stops here rather than "
+                "step to broken weights; checkpoints are as they were."
+            )
+        return norm
+
     def log(self, *args, **kwargs):
         """As TRL's, with the metrics of `log_means`."""
         if sums := self._sums[self._mode]:
