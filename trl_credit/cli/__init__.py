@@ -1,0 +1,50 @@
+"""The `trl-credit` command. Each subcommand is imported when it runs, so that `trl-credit --help` is instant."""
+
+import sys
+from argparse import ArgumentParser
+from importlib import import_module
+from importlib.metadata import version
+
+
+# Subcommands that train: `trl_credit/scripts/<name>.py` has the parser and what it runs.
+_TRAINING = {
+    "grpo-lambda": "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces",
+}
+# All others: the module whose `main(argv)` they are.
+_OTHERS = {
+    "quickstart": ("trl_credit.quickstart", "Build a small language model that reasons, train it and show the gain"),
+    "env": ("trl_credit.cli.env", "Print versions and what is installed, for a bug report"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run the `trl-credit` command.
+
+    Args:
+        argv (`list[str]`, *optional*):
+            Arguments, by default those of the process.
+
+    Returns:
+        `int`: The exit status.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = ArgumentParser(
+        prog="trl-credit",
+        description="Train language models with fine-grained credit assignment, on top of HuggingFace TRL.",
+        epilog="`trl-credit COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=version("trl-credit"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, text in (_TRAINING | {name: text for name, (_, text) in _OTHERS.items()}).items():
+        commands.add_parser(name, help=text, add_help=False)
+
+    name = parser.parse_args(argv[:1]).command
+    if name is None:
+        parser.print_help()
+        return 0
+    if name in _TRAINING:
+        from .training import launch
+
+        return launch(name, argv[1:])
+    return import_module(_OTHERS[name][0]).main(argv[1:]) or 0
