@@ -18,6 +18,7 @@ from trl import GRPOConfig
 import trl_credit
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.cli import main
+from trl_credit.quickstart.main import make_parser as quickstart_parser
 from trl_credit.scripts.grpo_lambda import make_parser
 
 
@@ -35,7 +36,7 @@ def section(page: str, heading: str) -> str:
 def rows(text: str) -> list[list[str]]:
     """Cells of the body rows of the tables in `text`, without backticks around the whole cell."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
-    return [[re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in line.strip("|").split(" | ")] for line in lines]
+    return [[re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in line[1:-1].split("|")] for line in lines]
 
 
 def blocks(page: str, opening: str) -> list[str]:
@@ -99,6 +100,17 @@ def test_commands_and_yaml_of_the_command_line_page_parse(tmp_path, monkeypatch)
     assert [rest for *_, rest in parsed] == [[], [], ["--accelerate_config", "zero2", "--num_processes", "8"]]
     _, config, *_ = make_parser().parse_args_and_config([*commands[0], "--bf16", "False", "--min_advantage", "None"])
     assert config.min_advantage is None
+
+
+def test_options_of_the_quickstart_are_on_its_page_with_their_defaults():
+    page = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    table = rows(page.split("## Results")[0])[1:]
+    options = {a.option_strings[0]: a.help for a in quickstart_parser()._actions if a.dest != "help"}
+    defaults = {a.option_strings[0]: a.default for a in quickstart_parser()._actions}
+    assert [row[0] for row in table] == list(options)
+    for name, *stated, _ in table:
+        for value in set(stated) - {"", "a tiny model", "the trainer's"}:
+            assert value == str(defaults[name]) or value in options[name], name
 
 
 # --- Metrics
