@@ -14,6 +14,7 @@ here and names the one that moved; widening the version range below is then a ch
 import functools
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from packaging.specifiers import SpecifierSet
 from torch import nn
@@ -42,6 +44,8 @@ if version("trl") not in TRL_VERSIONS:
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl.trainer.utils import get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx  # noqa: E402
 
+
+logger = get_logger(__name__)
 
 # Config fields by which an architecture transforms its logits after the LM head.
 _LOGIT_TRANSFORMS = (
@@ -414,17 +418,22 @@ def _checked_reward_func(func, name: str):
     """`func`, with an error that says which reward is not one. TRL itself checks their number."""
 
     def check(rewards):
-        if rewards is None or isinstance(rewards, (str, Real)):
+        one_each = isinstance(rewards, Iterable) and not isinstance(rewards, (str, dict))
+        if not one_each or getattr(rewards, "ndim", 1) != 1:
             raise TypeError(
                 f"Reward function {name!r} returned {rewards!r}. It must return a list with one number, or None, for "
                 "each completion."
             )
+        rewards = list(rewards)  # a generator can be read only once
         for row, reward in enumerate(rewards):
-            if not (reward is None or isinstance(reward, Real) or hasattr(reward, "item")):
+            number = isinstance(reward, Real) or (hasattr(reward, "item") and torch.as_tensor(reward).numel() == 1)
+            if not (number or reward is None):
                 raise TypeError(
                     f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {row}. A "
                     "reward must be a finite number, or None for a completion that it does not score."
                 )
+            if number and math.isnan(reward):
+                logger.warning(f"Reward function {name!r} returned NaN for completion {row}: it counts as not scored.")
         return rewards
 
     if is_async_callable(func):
@@ -447,6 +456,10 @@ def _checked_rollout_func(func):
     @functools.wraps(func)
     def checked(prompts, trainer):
         output = func(prompts, trainer)
+        if not isinstance(output, dict):
+            raise TypeError(
+                f"`rollout_func` returned {output!r}. It must return a dict of lists, `completion_ids` among them."
+            )
         for row, ids in enumerate(output.get("completion_ids", ())):
             if len(ids) == 0:
                 raise ValueError(
