@@ -37,7 +37,7 @@ def add_credit_settings(card: Path, config, base_config_class: type) -> None:
     table = "\n".join(f"| `{name}` | `{getattr(config, name)}` |" for name in names)
     section = (
         "### Credit assignment\n\n"
-        f"Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version('trl-credit')}.\n\n"
+        f"Trained with trl_credit {version('trl-credit')}.\n\n"
         f"| setting | value |\n| --- | --- |\n{table}\n\n"
     )
     heading = "### Framework versions"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Run the whole test suite, in environments that it makes:   bash tests/run.sh [PYTEST ARGUMENTS]
+# vLLM has one of its own (`.venv-vllm`, 4 GB); set SKIP_VLLM=1 to leave its tests out.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+bash examples/install.sh .venv test,docs
+.venv/bin/python -m pytest tests --ignore tests/vllm --numprocesses 2 --dist loadgroup --durations 10 "$@"
+if [ -z "${SKIP_VLLM:-}" ]; then
+    bash tests/vllm/make_env.sh .venv-vllm
+    .venv-vllm/bin/python -m pytest tests/vllm "$@"
+fi
