@@ -1,11 +1,16 @@
 """Starts programs as a user would, on the engines that users have, on a machine without a GPU."""
 
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 TESTS = Path(__file__).parent
@@ -22,9 +27,11 @@ _ENGINE_ENV = {
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port below those that the system hands out to connections, which would take it before we do."""
+    while True:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", random.SystemRandom().randrange(20000, 32000)))
+            return listener.getsockname()[1]
 
 
 def accelerate(config: Path, *args, processes: int = 2, port: int | None = None) -> list:
@@ -33,25 +40,28 @@ def accelerate(config: Path, *args, processes: int = 2, port: int | None = None)
     return [BIN / "accelerate", "launch", "--config_file", config, *overrides, *args]
 
 
-def start(command: list, engine: str = "ddp", cwd: Path | None = None) -> subprocess.Popen:
-    """Starts a command with the environment that `engine` needs, and collects what it prints; see [`finish`]."""
-    return subprocess.Popen(
-        [str(part) for part in command],
-        cwd=cwd,
-        env={**os.environ, **_ENV, **_ENGINE_ENV.get(engine, {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def run(*commands: list, engine: str = "ddp", cwd: Path | None = None, status: int = 0, timeout: float = 540) -> str:
+    """
+    Runs commands side by side with the environment that `engine` needs, and returns what they printed.
 
-
-def finish(process: subprocess.Popen, timeout: float = 540) -> str:
-    """Waits for the end, which must be a good one, and returns what was printed."""
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launchers pass it on to their processes
-        output, _ = process.communicate(timeout=60)
-        raise AssertionError(f"Still running after {timeout} s:\n{output[-5000:]}") from None
-    assert process.returncode == 0, f"exit status {process.returncode}:\n{output[-5000:]}"
-    return output
+    All must end with the exit status `status`. If one does not, the others are ended: they may be waiting for it.
+    """
+    env = {**os.environ, **_ENV, **_ENGINE_ENV.get(engine, {})}
+    with TemporaryFile("w+") as output:
+        processes = [
+            subprocess.Popen(map(str, command), cwd=cwd, env=env, stdout=output, stderr=output, start_new_session=True)
+            for command in commands
+        ]
+        deadline = time.monotonic() + timeout
+        while (statuses := {process.poll() for process in processes}) <= {None, status} and None in statuses:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+        output.seek(0)
+        text = output.read()
+    assert statuses == {status}, f"exit statuses {statuses} (None: ended by the test):\n{text[-8000:]}"
+    return text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trl
-from launch import BIN, finish, start
+from launch import BIN, run
 from safetensors.torch import load_file
 from tiny import tiny_model_dir
 from trl import GRPOConfig
@@ -198,7 +198,7 @@ def check_run(folder: Path) -> list[dict]:
 
 def test_it_trains_from_a_config_file_that_flags_override(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "single_gpu"]
-    finish(start([*command, "--mixed_precision", "no", "--trace_lambda", "1.0"], cwd=folder))
+    run([*command, "--mixed_precision", "no", "--trace_lambda", "1.0"], cwd=folder)
     for step in check_run(folder):
         # λ = 1: each token weighs as much as there are tokens from it to the end.
         assert step["trace/weight_first"] == pytest.approx(step["completions/mean_length"])
@@ -209,7 +209,7 @@ def test_it_trains_from_a_config_file_that_flags_override(folder):
 @pytest.mark.distributed
 def test_it_trains_on_two_processes(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "multi_gpu"]
-    finish(start([*command, "--num_processes", 2, "--mixed_precision", "no"], cwd=folder))
+    run([*command, "--num_processes", 2, "--mixed_precision", "no"], cwd=folder)
     assert len(check_run(folder)) == 2
     assert (folder / "wrappers.txt").read_text() == "DistributedDataParallel"
     assert (folder / "out" / "checkpoint-2" / "rng_state_1.pth").exists()
@@ -217,8 +217,6 @@ def test_it_trains_on_two_processes(folder):
 
 def test_a_run_that_fails_says_so(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--reward_funcs", "accuracy"]
-    process = start(command, cwd=folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1
+    output = run(command, cwd=folder, status=1)
     assert "Could not load reward function 'accuracy'. Expected one of ['accuracy_reward'" in output
     assert output.splitlines()[-1] == "trl-credit grpo-lambda: training failed, see the first error above."

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import BIN, CONFIGS, accelerate, finish, free_port, start
+from launch import BIN, CONFIGS, accelerate, free_port, run
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -84,20 +84,20 @@ def check_run(start_dir: Path, output_dir: Path) -> None:
 @pytest.mark.parametrize("lora", [[], ["--lora"]])
 def test_gsm8k(folder, tmp_path, lora):
     settings = flags(model=folder / "model", dataset=folder / "problems.jsonl")
-    finish(start([BIN / "python", EXAMPLES / "gsm8k.py", *settings, "--use_cpu", *lora], cwd=tmp_path))
+    run([BIN / "python", EXAMPLES / "gsm8k.py", *settings, "--use_cpu", *lora], cwd=tmp_path)
     check_run(folder / "model", tmp_path / "out")
     assert (tmp_path / "out" / "adapter_model.safetensors").exists() == bool(lora)
 
 
 def test_gsm8k_on_the_command_line(folder, tmp_path):
     script = [BIN / "python", EXAMPLES / "gsm8k_jsonl.py", "gsm8k.jsonl", folder / "problems.jsonl"]
-    finish(start(script, cwd=tmp_path))
+    run(script, cwd=tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "gsm8k.jsonl").read_text().splitlines()]
     assert [row["solution"] for row in rows] == list(ANSWERS)
 
     settings = flags(model_name_or_path=folder / "model")
     config = EXAMPLES / "configs" / "gsm8k.yaml"
-    finish(start([BIN / "trl-credit", "grpo-lambda", "--config", config, *settings, "--use_cpu"], cwd=tmp_path))
+    run([BIN / "trl-credit", "grpo-lambda", "--config", config, *settings, "--use_cpu"], cwd=tmp_path)
     check_run(folder / "model", tmp_path / "out")
 
 
@@ -115,7 +115,8 @@ TRACKS = {
 def test_gsm8k_with_accelerate_launch(folder, tmp_path, config):
     settings = flags(model=folder / "model", dataset=folder / "problems.jsonl")
     settings += ["--use_cpu"] if config == "multi_gpu" else ["--ddp_backend", "gloo"]
-    finish(start(accelerate(CONFIGS / f"{config}.yaml", EXAMPLES / "gsm8k.py", *settings), config, cwd=tmp_path))
+    command = accelerate(CONFIGS / f"{config}.yaml", EXAMPLES / "gsm8k.py", *settings)
+    run(command, engine=config, cwd=tmp_path)
     assert (tmp_path / "out" / "checkpoint-2" / TRACKS[config]).exists()
     check_run(folder / "model", tmp_path / "out")
 
@@ -128,9 +129,8 @@ def test_gsm8k_on_two_nodes(folder, tmp_path):
         settings = flags(model=folder / "model", dataset=folder / "problems.jsonl", output_dir=f"node{rank}")
         where = ["--main_process_ip", "127.0.0.1", "--machine_rank", rank]
         script = [*where, EXAMPLES / "gsm8k.py", *settings, "--use_cpu"]
-        nodes.append(start(accelerate(config, *script, port=port), cwd=tmp_path))
-    for node in nodes:
-        finish(node)
+        nodes.append(accelerate(config, *script, port=port))
+    run(*nodes, cwd=tmp_path)
     check_run(folder / "model", tmp_path / "node0")
     # The second node took part in one run: it is process 1 of 2, and saves its own state only.
     assert [path.name for path in (tmp_path / "node1" / "checkpoint-2").iterdir()] == ["rng_state_1.pth"]

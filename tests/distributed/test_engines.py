@@ -5,7 +5,7 @@ import math
 
 import pytest
 import worker
-from launch import BIN, CONFIGS, TESTS, accelerate, finish, start
+from launch import BIN, CONFIGS, TESTS, accelerate, run
 from safetensors.torch import load_file
 from tiny import tiny_model_dir
 
@@ -49,7 +49,7 @@ def runs(model_dir, tmp_path_factory):
                 command = [BIN / "torchrun", "--standalone", "--nproc-per-node", 2, *script]
             else:
                 command = accelerate(CONFIGS / f"{engine}.yaml", *script)
-            finish(start(command, engine))
+            run(command, engine=engine)
             cache[engine] = {scenario: Run(folder / scenario) for scenario in scenarios}
         return cache[engine]
 
@@ -74,12 +74,12 @@ def test_it_is_this_engine(runs, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_train_as_one_that_accumulates(runs, one_process, engine):
-    run = runs(engine)["traces"]
-    for step, expected in zip(run.steps, one_process.steps, strict=True):
+    trained = runs(engine)["traces"]
+    for step, expected in zip(trained.steps, one_process.steps, strict=True):
         assert step["loss"] == pytest.approx(expected["loss"], abs=TOLERANCE)
         assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=TOLERANCE)
-    assert run.weights.keys() == one_process.weights.keys()
-    for name, weight in run.weights.items():
+    assert trained.weights.keys() == one_process.weights.keys()
+    for name, weight in trained.weights.items():
         assert (weight - one_process.weights[name]).abs().max() < TOLERANCE, name
 
 
