@@ -280,7 +280,8 @@ class CreditTrainer(GRPOTrainer):
         if sums := self._sums[self._mode]:
             totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
             for name, (total, count) in zip(sums, totals, strict=True):
-                self._metrics[self._mode][name] = [total / count if count else math.nan]
+                if count:
+                    self._metrics[self._mode][name] = [total / count]
             sums.clear()
         super().log(*args, **kwargs)
 
