@@ -6,8 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 bash examples/install.sh .venv test,docs
-.venv/bin/python -m pytest tests --ignore tests/vllm --numprocesses 2 --dist loadgroup --durations 10 "$@"
+.venv/bin/python -m pytest tests --ignore tests/with_vllm --numprocesses 2 --dist loadgroup --durations 10 "$@"
 if [ -z "${SKIP_VLLM:-}" ]; then
-    bash tests/vllm/make_env.sh .venv-vllm
-    .venv-vllm/bin/python -m pytest tests/vllm "$@"
+    bash tests/with_vllm/make_env.sh .venv-vllm
+    .venv-vllm/bin/python -m pytest tests/with_vllm "$@"
 fi
