@@ -196,7 +196,6 @@ def attributes(run):
         "reward_func_names": ["count_letters"],
         "reward_funcs": [count_letters],
         "rollout_func": None,
-        "_name": "GRPO",
     }
     for name, value in expected.items():
         found = getattr(run.trainer, name, "missing")
@@ -447,10 +446,19 @@ def evaluation_goes_the_same_way(run):
 
 @check
 def model_card(run):
+    ours = {
+        "_name": "our-method",
+        "_tag_names": ["our-tag"],
+        "_paper": {"title": "our-paper", "id": "1", "citation": "our-citation"},
+    }
+    run.trainer.__dict__.update(ours)
     run.trainer.create_model_card()
-    card = Path(run.trainer.args.output_dir, "README.md")
-    assert card.exists(), "`create_model_card` does not write `README.md`"
-    assert "### Framework versions" in card.read_text(encoding="utf-8"), "the card has no `### Framework versions`"
+    path = Path(run.trainer.args.output_dir, "README.md")
+    assert path.exists(), "`create_model_card` does not write `README.md`"
+    card = path.read_text(encoding="utf-8")
+    assert "### Framework versions" in card, "the card has no `### Framework versions`"
+    for name, texts in {**ours, "_paper": ours["_paper"].values(), "_name": ["our-method"]}.items():
+        assert all(text in card for text in texts), f"the card does not say what `{name}` does"
 
 
 @check
@@ -609,7 +617,7 @@ MOVES: list[tuple[str, ...]] = [
         (name, f"self._step = 0\n → self._step = 0\n        self.{name} = 0\n")
         for name in ("_scores", "_loss", "_sums")
     ),
-    ("_name", "_name = → _title ="),
+    *((name, f" {name} = →  {name}_2 =", f"self.{name} → self.{name}_2") for name in ("_name", "_tag_names", "_paper")),
     # Signatures
     ("reward_funcs", "reward_funcs: RewardFunc | list[RewardFunc] | None = None,\n        args: → args:"),
     ("log", "self.log( → self.log_2(", "def log( → def log_2("),
