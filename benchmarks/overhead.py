@@ -109,7 +109,7 @@ def main():
     if args.only:
         return run_one(args.only, args)
 
-    argv = [arg for arg in sys.argv[1:]]
+    argv = sys.argv[1:]
     runs = {name: [] for name in TRAINERS}
     for pair in range(args.pairs):
         for name in TRAINERS if pair % 2 == 0 else TRAINERS[::-1]:

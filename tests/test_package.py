@@ -18,7 +18,8 @@ import json, sys, time
 start = time.perf_counter()
 import trl_credit
 seconds = time.perf_counter() - start
-print(json.dumps([seconds, [m for m in ("torch", "trl", "transformers", "vllm", "peft", "deepspeed") if m in sys.modules]]))
+heavy = ("torch", "trl", "transformers", "vllm", "peft", "deepspeed")
+print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))
 """
     runs = [run(code) for _ in range(3)]
     assert min(seconds for seconds, _ in runs) < 0.2

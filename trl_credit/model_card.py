@@ -46,5 +46,7 @@ def add_credit_settings(card: Path, config, base_config_class: type) -> None:
         raise RuntimeError(f"{card} has no section '{heading}' to write the credit settings before.")
     text = text.replace(heading, section + heading, 1)
     # A base model that lies in a local folder has no name on the Hub.
-    text = text.replace("fine-tuned version of [None](https://huggingface.co/None)", "fine-tuned version of a local model")
+    text = text.replace(
+        "fine-tuned version of [None](https://huggingface.co/None)", "fine-tuned version of a local model"
+    )
     card.write_text(text, encoding="utf-8")
