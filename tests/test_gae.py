@@ -63,7 +63,7 @@ def test_gae_is_the_textbook_loop(gamma, per_token, ends):
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
 def test_a_scalar_lambda_serves_every_row(lam):
     rewards, values, mask, _, bootstrap = batch(1)
-    expected = textbook(rewards, values, mask, 0.95, torch.full((6,), lam).double(), bootstrap)
+    expected = textbook(rewards, values, mask, 0.95, torch.full((6,), lam, dtype=torch.float64), bootstrap)
     torch.testing.assert_close(gae(rewards, values, mask, 0.95, lam, bootstrap), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -60,9 +60,8 @@ def gae(
     last = mask.sum(-1, keepdim=True) - 1  # column of the last time step
     columns = torch.arange(values.shape[1], device=values.device)
     next_values = torch.where(columns == last, end, values.roll(-1, dims=-1))
-    weight = torch.where(
-        columns == last, 1.0, (1 - lam).to(values.dtype)
-    )  # of V_{t+1}; the return after the end is `bootstrap` itself
+    # Of V_{t+1}. What comes after the end is `bootstrap`, as value and as return.
+    weight = torch.where(columns == last, 1.0, (1 - lam).to(values.dtype))
     inputs = torch.where(columns <= last, rewards + gamma * weight * next_values, 0)
     returns = linear_recurrence(inputs, gamma * lam, reverse=True)
     returns = _at_tokens(returns, mask, step)
