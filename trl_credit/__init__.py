@@ -11,6 +11,9 @@ __version__ = version("trl-credit")
 _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
+    "CriticEngine": "trl_credit.critic_engine",
+    "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
+    "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
     "eligibility_trace": "trl_credit.credit.traces",
     "gae": "trl_credit.credit.gae",
@@ -36,8 +39,11 @@ if TYPE_CHECKING:
     from .credit.traces import adjoint_trace as adjoint_trace
     from .credit.traces import eligibility_trace as eligibility_trace
     from .credit.traces import trace_weights as trace_weights
+    from .critic_engine import CriticEngine as CriticEngine
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+    from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
+    from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
 
 
 def __getattr__(name: str):
