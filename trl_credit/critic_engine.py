@@ -141,8 +141,8 @@ class CriticEngine:
         mean = self._total(summed) / total
         if not torch.isfinite(torch.tensor(mean)):
             raise FloatingPointError(
-                f"The critic's loss is {mean} in its update {self.steps + 1}: training stops here rather than go on with "
-                "broken weights. Usual causes: a learning rate that is too high, rewards of very different sizes."
+                f"The critic's loss is {mean} in its update {self.steps + 1}: training stops here rather than go on "
+                "with broken weights. Usual causes: a learning rate that is too high, rewards of very different sizes."
             )
         rate = self.learning_rate
         norm = self.backend.step()
@@ -180,8 +180,8 @@ class CriticEngine:
         folder = Path(folder)
         if not (folder / STATE_FILE).is_file() and not (folder / "critic_engine").is_dir():
             raise FileNotFoundError(
-                f"{folder} holds no state of the critic ({STATE_FILE} or critic_engine/): the run cannot be resumed from "
-                "it. It was saved with `save_only_model=True` or by another trainer."
+                f"{folder} holds no state of the critic ({STATE_FILE} or critic_engine/): the run cannot be resumed "
+                "from it. It was saved with `save_only_model=True` or by another trainer."
             )
 
         def load_saved_network():

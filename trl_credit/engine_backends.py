@@ -198,7 +198,7 @@ class DeepSpeedBackend(LocalBackend):
         import deepspeed
 
         weights = {name: buffer.cpu() for name, buffer in self.network.named_buffers()}
-        keep = {name for name in self.network.state_dict(keep_vars=True)}
+        keep = set(self.network.state_dict(keep_vars=True))
         for name, parameter in self.network.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
                 if self.accelerator.is_main_process:

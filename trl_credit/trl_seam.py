@@ -211,8 +211,8 @@ class CreditTrainer(GRPOTrainer):
 
     def token_mean_over_step(self, micro_batches: list[dict], mode: str) -> None:
         """
-        Make the token mean of the policy loss exact. TRL divides by the tokens of the generation batch, shared out evenly
-        over its optimizer steps; from here on by those of this very step, over micro-batches and processes.
+        Make the token mean of the policy loss exact. TRL divides by the tokens of the generation batch, shared out
+        evenly over its optimizer steps; from here on by those of this very step, over micro-batches and processes.
         """
         if mode == "train":
             tokens = self.total(sum(_trained_tokens(inputs).sum() for inputs in micro_batches))
@@ -274,11 +274,13 @@ class CreditTrainer(GRPOTrainer):
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
             batches = itertools.islice(iter(loader), 0, None, repeats)
-            for i in itertools.count():
+            empty = True
+            while True:
                 with torch.random.fork_rng(devices=[]):  # a loader draws a seed that it has no use for
                     batch = next(batches, None)
                 if batch is None:
                     break
+                empty = False
                 if skip:
                     skip -= 1
                     continue
@@ -289,7 +291,7 @@ class CreditTrainer(GRPOTrainer):
                 rollout = self._generate_and_score_completions(batch)
                 parts = split_tensor_dict(shuffle_sequence_dict(rollout), self.args.steps_per_generation)
                 yield self._steps_of(parts)
-            if i == 0:
+            if empty:
                 raise ValueError("The training data hold fewer prompts than one rollout needs.")
 
     def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
@@ -658,8 +660,8 @@ def _checked_reward_func(func, name: str, token_scores: dict | None = None):
         scores = [float(score) for score in scores]
         if completion_ids is not None and len(scores) != len(completion_ids[row]):
             raise ValueError(
-                f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which has "
-                f"{len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
+                f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which "
+                f"has {len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
             )
         token_scores[row] = scores
         return sum(scores)

@@ -84,8 +84,8 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     """
     Values of all states of the completions.
 
-    A state is read at the last token before the choice: that of the first token of a completion at the last token of its
-    prompt.
+    A state is read at the last token before the choice: that of the first token of a completion at the last token of
+    its prompt.
 
     Args:
         network (`nn.Module`):

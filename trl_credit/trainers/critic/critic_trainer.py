@@ -120,8 +120,8 @@ class CriticTrainer(CreditTrainer):
 
     def pretrain_critic(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, int]:
         """
-        Fit the critic to rollouts of the policy, which does not move, for `critic_pretraining_steps` updates, and save it
-        in the folder `critic` of `output_dir`. Give that folder to a later run as its `critic`, with
+        Fit the critic to rollouts of the policy, which does not move, for `critic_pretraining_steps` updates, and save
+        it in the folder `critic` of `output_dir`. Give that folder to a later run as its `critic`, with
         `critic_pretraining_steps=0`.
 
         Args:
@@ -167,8 +167,8 @@ class CriticTrainer(CreditTrainer):
                 next_save += self.args.save_steps
                 self.save_checkpoint()
         progress["pretraining_done"] = 1
-        # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on are
-        # the same.
+        # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on
+        # are the same.
         if steps and self.args.save_strategy != "no":
             self.save_checkpoint()
 

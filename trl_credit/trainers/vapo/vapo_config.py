@@ -41,8 +41,8 @@ class VAPOConfig(CriticConfig):
             processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
             What comes after a completion that was cut off: `"terminal"` nothing, its reward is its return;
-            `"bootstrap"` the critic's value of the state after its last token. To leave such completions out altogether,
-            set `mask_truncated_completions`.
+            `"bootstrap"` the critic's value of the state after its last token. To leave such completions out
+            altogether, set `mask_truncated_completions`.
         epsilon (`float`, *optional*, defaults to `0.2`):
             Lower clip of the ratio.
         epsilon_high (`float`, *optional*, defaults to `0.28`):
@@ -95,7 +95,7 @@ class VAPOConfig(CriticConfig):
     truncation: str = field(
         default="terminal",
         metadata={
-            "help": "What comes after a completion that was cut off: `terminal` nothing; `bootstrap` the critic's value.",
+            "help": "What comes after a cut-off completion: `terminal` nothing; `bootstrap` the critic's value.",
             "choices": ["terminal", "bootstrap"],
         },
     )
@@ -128,7 +128,8 @@ class VAPOConfig(CriticConfig):
             )
         if self.critic_clip_range is not None and not self.critic_clip_range > 0:
             raise ValueError(
-                f"VAPOConfig: `critic_clip_range` must be positive, or None for no clip, got {self.critic_clip_range!r}."
+                f"VAPOConfig: `critic_clip_range` must be positive, or None for no clip, got "
+                f"{self.critic_clip_range!r}."
             )
         if not self.positive_lm_coef >= 0:
             raise ValueError(f"VAPOConfig: `positive_lm_coef` must be at least 0, got {self.positive_lm_coef!r}.")
