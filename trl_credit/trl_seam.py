@@ -30,6 +30,7 @@ from accelerate.utils import gather_object, is_peft_model
 from packaging.specifiers import SpecifierSet
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -269,8 +270,8 @@ class CreditTrainer(GRPOTrainer):
             `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
         """
         repeats = self.args.steps_per_generation * self.num_iterations
+        loader = self.get_train_dataloader()
         for epoch in itertools.count():
-            loader = self.get_train_dataloader()
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
             batches = itertools.islice(iter(loader), 0, None, repeats)
@@ -453,6 +454,9 @@ class CreditTrainer(GRPOTrainer):
             self.finish_step(step)
         return loss
 
+    def _get_train_sampler(self, *args, **kwargs):
+        return _ResumableSampler(super()._get_train_sampler(*args, **kwargs), self)
+
     def save_model(self, output_dir=None, _internal_call=False):
         # Before TRL's, which ends with the push to the Hub.
         self.save_networks(Path(output_dir or self.args.output_dir))
@@ -620,6 +624,26 @@ class _BeginTraining(TrainerCallback):
         checkpoint, self.trainer._resume_from = self.trainer._resume_from, None
         self.trainer._step_inputs = []
         self.trainer.begin_training(checkpoint)
+
+
+class _ResumableSampler(Sampler):
+    """
+    TRL's sampler, with the order of a resumed run's epoch that of the run itself: its random numbers go on from epoch
+    to epoch, and TRL begins with those of the first.
+    """
+
+    def __init__(self, sampler: Sampler, trainer: CreditTrainer):
+        self.sampler, self.trainer, self.epochs_begun = sampler, trainer, 0
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        while self.epochs_begun < int(self.trainer.state.epoch or 0):
+            next(iter(self.sampler), None)
+            self.epochs_begun += 1
+        self.epochs_begun += 1
+        return iter(self.sampler)
 
 
 class _SingleGeneration(int):

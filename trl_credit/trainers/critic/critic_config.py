@@ -138,7 +138,8 @@ class CriticConfig(GRPOConfig):
             raise ValueError(
                 f"{name}: `gradient_accumulation_steps` ({self.gradient_accumulation_steps}) must divide "
                 f"`steps_per_generation` ({self.steps_per_generation}): losses are means over all tokens of an "
-                "optimizer step, which must be known when it begins. Leave `steps_per_generation` unset, or make it a multiple."
+                "optimizer step, which must be known when it begins. Leave `steps_per_generation` unset, or make it a "
+                "multiple."
             )
         if self.critic_pretraining_steps == 0:
             for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
