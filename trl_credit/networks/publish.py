@@ -61,21 +61,23 @@ updates, beside the policy.
     )
 
 
-def push_critic(folder: Path, args) -> str:
+def push_critic(folder: Path, repo_id: str, args) -> str:
     """
     Push a saved critic to a repository of its own.
 
     Args:
         folder (`Path`):
             Where it is saved.
-        args ([`~trl_credit.trainers.critic.CriticConfig`]):
-            `critic_hub_model_id`, `hub_token`, `hub_private_repo`.
+        repo_id (`str`):
+            The repository; it is made if it is not there.
+        args ([`~transformers.TrainingArguments`]):
+            `hub_token`, `hub_private_repo`.
 
     Returns:
         `str`: The repository.
     """
     from huggingface_hub import create_repo, upload_folder
 
-    repo = create_repo(args.critic_hub_model_id, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
+    repo = create_repo(repo_id, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
     upload_folder(repo_id=repo.repo_id, folder_path=folder, token=args.hub_token, commit_message="Critic")
     return repo.repo_id

@@ -48,7 +48,7 @@ class CriticTrainer(CreditTrainer):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
         self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
-        self._only_pretrain = False
+        self.only_pretrains = False
 
     # --- What a subclass says
 
@@ -115,7 +115,7 @@ class CriticTrainer(CreditTrainer):
             self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
         if not self._pretraining["pretraining_done"]:
             self._pretrain(checkpoint)
-        if self._only_pretrain:
+        if self.only_pretrains:
             raise PretrainingDone
 
     def pretrain_critic(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, int]:
@@ -135,14 +135,14 @@ class CriticTrainer(CreditTrainer):
             raise ValueError(
                 "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want."
             )
-        self._only_pretrain = True
+        self.only_pretrains = True
         try:
             self.train(resume_from_checkpoint=resume_from_checkpoint)
         except PretrainingDone:
             self.is_in_train = False
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
-            self._only_pretrain = False
+            self.only_pretrains = False
         self.save_critic(Path(self.args.output_dir) / CRITIC_FOLDER)
         return dict(self._pretraining)
 
@@ -200,5 +200,5 @@ class CriticTrainer(CreditTrainer):
         """As TRL's; the critic goes along as the folder `critic`, or to a repository of its own."""
         result = super().push_to_hub(*args, **kwargs)
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
-            push_critic(Path(self.args.output_dir) / CRITIC_FOLDER, self.args)
+            push_critic(Path(self.args.output_dir) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result

@@ -64,12 +64,16 @@ class VAPOTrainer(CriticTrainer):
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return make_token_critic(
-            critic_source(policy) if critic is None else critic,
-            initial_value=self.args.critic_initial_value,
-            peft_config=peft_config,
-            model_init_kwargs=self.args.critic_model_init_kwargs,
-        )
+        source, init_kwargs = critic, self.args.critic_model_init_kwargs
+        if critic is None:
+            source = critic_source(policy)
+            if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
+                shared = {
+                    name: value for name, value in (self.args.model_init_kwargs or {}).items() if value is not None
+                }
+                shared.pop("quantization_config", None)
+                init_kwargs = {**shared, **(init_kwargs or {})}
+        return make_token_critic(source, self.args.critic_initial_value, peft_config, init_kwargs)
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
