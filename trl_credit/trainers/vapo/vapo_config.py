@@ -60,7 +60,7 @@ class VAPOConfig(CriticConfig):
         default=1.0,
         metadata={"help": "Lambda in [0, 1] of the returns that the critic is fitted to."},
     )
-    policy_lambda: float | str = field(
+    policy_lambda: str | float = field(  # in this order, for the command line
         default="length_adaptive",
         metadata={
             "help": "Lambda of the policy's advantages: a number in [0, 1], `length_adaptive` or `relative_position`."
