@@ -1,6 +1,6 @@
 """
-The critic learns, on a task whose values can be computed: the policy is a real language model without attention or MLP, a
-Markov chain over eight symbols, and the reward is 1 if no `x` is among the tokens it writes.
+The critic learns, on a task whose values can be computed: the policy is a real language model without attention or MLP,
+a Markov chain over eight symbols, and the reward is 1 if no `x` is among the tokens it writes.
 """
 
 import pytest

@@ -115,6 +115,10 @@ class CriticConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        if self.num_generations < 1:
+            raise ValueError(
+                f"{type(self).__name__}: `num_generations` must be at least 1, got {self.num_generations}."
+            )
         with single_generation_allowed(self):
             super().__post_init__()
         name = type(self).__name__
