@@ -60,7 +60,7 @@ class VAPOConfig(CriticConfig):
         default=1.0,
         metadata={"help": "Lambda in [0, 1] of the returns that the critic is fitted to."},
     )
-    policy_lambda: str | float = field(  # in this order, for the command line
+    policy_lambda: str = field(  # or a number; the command line's parser cannot take both
         default="length_adaptive",
         metadata={
             "help": "Lambda of the policy's advantages: a number in [0, 1], `length_adaptive` or `relative_position`."
@@ -109,7 +109,7 @@ class VAPOConfig(CriticConfig):
         super().__post_init__()
         if isinstance(self.policy_lambda, str) and self.policy_lambda not in LAMBDA_SCHEDULES:
             try:
-                self.policy_lambda = float(self.policy_lambda)  # the command line gives text
+                self.policy_lambda = float(self.policy_lambda)  # type: ignore[assignment]  # text from the command line
             except ValueError:
                 raise ValueError(
                     f"VAPOConfig: `policy_lambda` must be a number in [0, 1] or one of {LAMBDA_SCHEDULES}, got "
