@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import BIN, finish, start
+from launch import BIN, run
 from safetensors.torch import load_file
 from tiny import tiny_model_dir
 from vapo_runs import make_trainer
@@ -138,7 +138,7 @@ def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_pa
         "--output_dir",
         "first",
     ]
-    finish(start([sys.executable, *command], cwd=tmp_path))
+    run([sys.executable, *command], cwd=tmp_path)
     assert not (tmp_path / "first" / "model.safetensors").exists()  # the policy is as it was
     critic = load_file(tmp_path / "first" / "critic" / "model.safetensors")
     assert critic["score.weight"].abs().max() > 0
@@ -146,7 +146,7 @@ def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_pa
         *[BIN / "trl-credit", "vapo", *common, "--critic_pretraining_steps", "0", "--output_dir", "second"],
         *["--critic_model_name_or_path", "first/critic", "--policy_lambda", "0.9"],
     ]
-    finish(start([sys.executable, *command], cwd=tmp_path))
+    run([sys.executable, *command], cwd=tmp_path)
     assert (tmp_path / "second" / "model.safetensors").exists()
     assert (tmp_path / "second" / "critic" / "config.json").exists()
     state = torch.load(tmp_path / "second" / "checkpoint-2" / "critic_state.pt", weights_only=True)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import vapo_worker
-from launch import BIN, CONFIGS, TESTS, accelerate, finish, start
+from launch import BIN, CONFIGS, TESTS, accelerate, run
 from safetensors.torch import load_file
 from tiny import tiny_model_dir
 from transformers import AutoModelForTokenClassification
@@ -55,7 +55,7 @@ def runs(model_dir, tmp_path_factory):
                 command = [BIN / "torchrun", "--standalone", "--nproc-per-node", 2, *script]
             else:
                 command = accelerate(CONFIGS / f"{engine}.yaml", *script)
-            finish(start(command, engine))
+            run(command, engine=engine)
             cache[engine] = {scenario: Run(folder / scenario) for scenario in vapo_worker.SCENARIOS}
         return cache[engine]
 
@@ -72,17 +72,17 @@ def one_process(model_dir, tmp_path_factory):
     return runs
 
 
-def assert_same(run: Run, expected: Run, tolerance: float):
-    assert len(run.steps) == len(expected.steps) == 3
-    for step, other in zip(run.steps, expected.steps, strict=True):
+def assert_same(found: Run, expected: Run, tolerance: float):
+    assert len(found.steps) == len(expected.steps) == 3
+    for step, other in zip(found.steps, expected.steps, strict=True):
         assert step["loss"] == pytest.approx(other["loss"], abs=tolerance)
         assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=tolerance)
         for name in CRITIC_METRICS:
             assert step[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance), name
     for network, weights in expected.weights.items():
-        assert run.weights[network].keys() == weights.keys()
+        assert found.weights[network].keys() == weights.keys()
         for name, weight in weights.items():
-            assert (run.weights[network][name] - weight).abs().max() <= tolerance, (network, name)
+            assert (found.weights[network][name] - weight).abs().max() <= tolerance, (network, name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
