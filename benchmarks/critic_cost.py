@@ -5,8 +5,8 @@ What a critic costs: step time and peak memory of VAPO next to GRPO, on the same
 
 Each arm runs in a process of its own, the arms in turn, several times over. Completions always have the full length,
 so that all do the same work. Per token of prompt and completion a policy of P parameters takes 2P operations to
-generate it, 2P for its old log-probability and 6P to train: 10P. A critic of the same size adds 2P for values and 6P to train:
-the floor of a step with a full critic is 18/10 of one without, if generation cost what its operations do.
+generate it, 2P for its old log-probability and 6P to train: 10P. A critic of the same size adds 2P for values and 6P to
+train: the floor of a step with a full critic is 18/10 of one without, if generation cost what its operations do.
 """
 
 import argparse
