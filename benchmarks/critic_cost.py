@@ -104,7 +104,7 @@ def run_one(arm: str, args) -> None:
     peak = (
         torch.cuda.max_memory_allocated() / 2**20
         if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - libraries
     )
     # A rollout serves two steps: the time of a pair, the first of which warms up.
     pairs = [sum(times[i : i + 2]) for i in range(2, len(times), 2)]
