@@ -103,6 +103,25 @@ def test_killed_and_resumed_is_never_killed_to_the_bit(kill_at, never_killed, mo
     assert {name for name in different if "time" not in name} == set()
 
 
+def test_a_policy_with_adapters_resumes_beside_a_critic_with_adapters(model_dir, tmp_path):
+    """`Trainer` takes each folder with an adapter in it for one of the policy's."""
+    from peft import LoraConfig
+    from vapo_runs import make_trainer
+
+    def trainer():
+        lora = {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}}
+        saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "optim": "adamw_torch"}
+        adapters = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        return make_trainer(model_dir, tmp_path, peft_config=adapters, **lora, **saving)
+
+    (whole := trainer()).train()
+    (resumed := trainer()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert list(resumed.model.peft_config) == ["default"]
+    for one, other in ((resumed.model, whole.model), (resumed.critic, whole.critic)):
+        weights = other.state_dict()
+        assert all(torch.equal(p, weights[name]) for name, p in one.state_dict().items())
+
+
 def test_a_checkpoint_without_the_critics_state_is_refused(model_dir, tmp_path):
     run(model_dir, tmp_path)
     (tmp_path / "checkpoint-4" / "critic_state.pt").unlink()

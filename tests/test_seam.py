@@ -48,6 +48,7 @@ FOR_CRITICS = {
     "_save_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
+    "_load_from_checkpoint",
     "_buffered_inputs",
     "_tokenizer",
     "save_model",

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -102,6 +103,8 @@ class CreditTrainer(GRPOTrainer):
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
     # ratio.
     shaped_prefix = "shaped"
+    # Folders of a saved policy that hold other networks.
+    folders_of_networks: tuple[str, ...] = ()
     # Whether a reward function may return a list of rewards for a completion, one per token.
     takes_token_rewards = False
 
@@ -472,6 +475,17 @@ class CreditTrainer(GRPOTrainer):
     def save_checkpoint(self) -> None:
         """Make a checkpoint of the run as it is now."""
         self._save_checkpoint(self.model, trial=None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        others = [name for name in self.folders_of_networks if (Path(resume_from_checkpoint) / name).is_dir()]
+        if not others or not is_peft_model(self.accelerator.unwrap_model(self.model)):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # `Trainer` takes every folder with an adapter in it for one of the policy's: show it the checkpoint without.
+        with TemporaryDirectory() as view:
+            for path in Path(resume_from_checkpoint).resolve().iterdir():
+                if path.name not in others:
+                    (Path(view) / path.name).symlink_to(path)
+            return super()._load_from_checkpoint(view, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

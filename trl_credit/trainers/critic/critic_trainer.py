@@ -26,6 +26,7 @@ class CriticTrainer(CreditTrainer):
 
     args: CriticConfig
     config_class = CriticConfig
+    folders_of_networks = (CRITIC_FOLDER,)
     # Of the latest rollout; NaN when its returns do not vary.
     explained_variance: float = float("nan")
 
