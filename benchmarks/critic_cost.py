@@ -22,13 +22,14 @@ from pathlib import Path
 import torch
 
 
-ARMS = ("GRPO", "full critic", "LoRA critic")
+ARMS = ("GRPO", "full critic", "LoRA critic", "GRPO, LoRA policy", "LoRA policy, shared-base critic")
 LORA = {"r": 16, "target_modules": "all-linear"}
 
 
 def run_one(arm: str, args) -> None:
     """Train in this process and print the step times in seconds and the peak memory in MiB."""
     from datasets import Dataset
+    from peft import LoraConfig
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -81,13 +82,16 @@ def run_one(arm: str, args) -> None:
         def reward(completion_ids, **kwargs):
             return [sum(ids) % 7 / 7 for ids in completion_ids]
 
-        if arm == "GRPO":
+        policy_peft = LoraConfig(**LORA) if "LoRA policy" in arm else None
+        if arm.startswith("GRPO"):
             trainer_class, training_args = GRPOTrainer, GRPOConfig(**settings)
         else:
             peft = LORA if arm == "LoRA critic" else None
             trainer_class = VAPOTrainer
-            training_args = VAPOConfig(**settings, critic_pretraining_steps=0, critic_peft_config=peft)
-        trainer = trainer_class(f"{folder}/model", reward, training_args, train_dataset=data)
+            training_args = VAPOConfig(
+                **settings, critic_pretraining_steps=0, critic_peft_config=peft, critic_share_base="shared" in arm
+            )
+        trainer = trainer_class(f"{folder}/model", reward, training_args, train_dataset=data, peft_config=policy_peft)
         times = []
         step = trainer.training_step
 

@@ -23,6 +23,11 @@ TOLERANCE = 1e-5
 CRITIC_METRICS = ("critic/loss", "critic/grad_norm", "critic/explained_variance", "critic/value_mean")
 
 
+def load_weights(folder):
+    adapters = folder / "adapter_model.safetensors"
+    return load_file(adapters if adapters.exists() else folder / "model.safetensors")
+
+
 class Run:
     def __init__(self, folder):
         self.folder = folder
@@ -30,11 +35,7 @@ class Run:
         self.engines = {"policy": history["policy"], "critic": history["critic"]}
         self.steps, self.pretraining = history["steps"], history["pretraining"]
         self.critic_steps = history["critic_steps"]
-        adapters = folder / "critic" / "adapter_model.safetensors"
-        self.weights = {
-            "policy": load_file(folder / "model.safetensors"),
-            "critic": load_file(adapters if adapters.exists() else folder / "critic" / "model.safetensors"),
-        }
+        self.weights = {"policy": load_weights(folder), "critic": load_weights(folder / "critic")}
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +51,14 @@ def runs(model_dir, tmp_path_factory):
     def get(engine: str) -> dict[str, Run]:
         if engine not in cache:
             folder = tmp_path_factory.mktemp(engine)
-            script = [TESTS / "distributed" / "vapo_worker.py", model_dir, folder, *vapo_worker.SCENARIOS]
+            scenarios = [name for name in vapo_worker.SCENARIOS if name != "shared" or engine == "ddp"]
+            script = [TESTS / "distributed" / "vapo_worker.py", model_dir, folder, *scenarios]
             if engine == "ddp":
                 command = [BIN / "torchrun", "--standalone", "--nproc-per-node", 2, *script]
             else:
                 command = accelerate(CONFIGS / f"{engine}.yaml", *script)
             run(command, engine=engine)
-            cache[engine] = {scenario: Run(folder / scenario) for scenario in vapo_worker.SCENARIOS}
+            cache[engine] = {scenario: Run(folder / scenario) for scenario in scenarios}
         return cache[engine]
 
     return get
@@ -65,7 +67,7 @@ def runs(model_dir, tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_process(model_dir, tmp_path_factory):
     runs = {}
-    for scenario in ("full", "lora"):
+    for scenario in ("full", "lora", "shared"):
         folder = tmp_path_factory.mktemp("one_process") / scenario
         vapo_worker.train(str(model_dir), str(folder), scenario, use_cpu=True, gradient_accumulation_steps=4)
         runs[scenario] = Run(folder)
@@ -88,8 +90,8 @@ def assert_same(found: Run, expected: Run, tolerance: float):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("network", ["policy", "critic"])
 def test_it_is_this_engine_for_both_networks(runs, engine, network):
-    for run in runs(engine).values():
-        found = run.engines[network]
+    for trained in runs(engine).values():
+        found = trained.engines[network]
         assert ENGINES[engine]["class"] in found["classes"]
         assert found.get("zero_stage") == ENGINES[engine]["zero_stage"]
         assert found["sharded"] == ENGINES[engine]["sharded"]
@@ -100,6 +102,10 @@ def test_it_is_this_engine_for_both_networks(runs, engine, network):
 @pytest.mark.parametrize("scenario", ["full", "lora"])
 def test_two_processes_accumulating_2_train_both_networks_as_one_accumulating_4(runs, one_process, engine, scenario):
     assert_same(runs(engine)[scenario], one_process[scenario], TOLERANCE)
+
+
+def test_a_critic_on_the_policys_base_trains_with_ddp_as_on_one_process(runs, one_process):
+    assert_same(runs("ddp")["shared"], one_process["shared"], TOLERANCE)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
+from peft import LoraConfig
 from vapo_runs import PROMPTS, SETTINGS, fixed_rollout, share_of_even
 
 from trl_credit import VAPOConfig, VAPOTrainer
@@ -37,6 +38,7 @@ SCENARIOS = {
     "full": {},
     "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
     "checkpointing": {"gradient_checkpointing": True},
+    "shared": {"critic_share_base": True},  # and the policy has adapters
     "saved": SAVED,
     "resumed": SAVED,
 }
@@ -58,6 +60,7 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
         args=VAPOConfig(output_dir, **{**COMMON, **SCENARIOS[scenario], **settings}),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
         rollout_func=fixed_rollout,
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if scenario == "shared" else None,
     )
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()

@@ -26,6 +26,10 @@ class CriticConfig(GRPOConfig):
             Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its weights,
             e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer's argument of the same name takes any
             `PeftConfig`.
+        critic_share_base (`bool`, *optional*, defaults to `False`):
+            Make the critic a second adapter and a head on the policy's base, so that the base is in memory once. For
+            policies with adapters, on one process or with DDP. The adapter is `critic_peft_config`, by default one like
+            the policy's.
         critic_learning_rate (`float`, *optional*, defaults to `2e-6`):
             Learning rate of the critic's AdamW.
         critic_lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
@@ -75,6 +79,10 @@ class CriticConfig(GRPOConfig):
             "help": "Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its "
             "weights."
         },
+    )
+    critic_share_base: bool = field(
+        default=False,
+        metadata={"help": "Make the critic a second adapter and a head on the base of a policy with adapters."},
     )
     critic_learning_rate: float = field(default=2e-6, metadata={"help": "Learning rate of the critic's AdamW."})
     critic_lr_scheduler_type: str = field(
@@ -145,6 +153,13 @@ class CriticConfig(GRPOConfig):
                 "optimizer step, which must be known when it begins. Leave `steps_per_generation` unset, or make it a "
                 "multiple."
             )
+        if self.critic_share_base:
+            for option in ("critic_model_name_or_path", "critic_model_init_kwargs", "critic_gradient_checkpointing"):
+                if getattr(self, option) is not None:
+                    raise ValueError(
+                        f"{name}: `{option}={getattr(self, option)!r}` has no effect with `critic_share_base=True`: "
+                        "the base is the policy's."
+                    )
         if self.critic_pretraining_steps == 0:
             for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
                 if getattr(self, option) is not None:

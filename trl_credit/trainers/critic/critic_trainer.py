@@ -86,7 +86,8 @@ class CriticTrainer(CreditTrainer):
                     eps=self.args.adam_epsilon,
                     max_grad_norm=self.args.critic_max_grad_norm,
                     gradient_checkpointing=(
-                        self.args.gradient_checkpointing if checkpointing is None else checkpointing
+                        not self.args.critic_share_base  # whose base has it from the policy
+                        and (self.args.gradient_checkpointing if checkpointing is None else checkpointing)
                     ),
                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
                 ),
@@ -193,6 +194,9 @@ class CriticTrainer(CreditTrainer):
 
     def save_networks(self, folder: Path) -> None:
         self.save_critic(folder / CRITIC_FOLDER)
+
+    def policy_alone(self):
+        return self.critic.hidden() if self.args.critic_share_base else super().policy_alone()
 
     def save_training_state(self, folder: Path) -> None:
         self.engine.save_state(folder, **self._pretraining)
