@@ -70,11 +70,13 @@ class CriticEngine:
             How it is optimized.
     """
 
+    network: Any
+
     def __init__(self, network: nn.Module, accelerator: Accelerator, settings: CriticOptimization):
         self.network, self.accelerator, self.settings = network, accelerator, settings
         self.steps = 0
         if hasattr(network, "make_trainable"):
-            network.make_trainable()
+            self.network.make_trainable()
         if settings.gradient_checkpointing:
             _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
@@ -85,7 +87,7 @@ class CriticEngine:
         )
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         """The network as it is wrapped: call this one."""
         return self.backend.module
 
@@ -127,7 +129,7 @@ class CriticEngine:
         total = self._total(sum(count(micro_batch) for micro_batch in micro_batches))
         if total == 0:
             return None
-        summed = 0.0
+        summed: Any = 0.0
         self.module.train()
         try:
             for i, micro_batch in enumerate(micro_batches):
@@ -223,7 +225,7 @@ def _dtype(network: nn.Module) -> torch.dtype:
     return next(p.dtype for p in network.parameters() if p.is_floating_point())
 
 
-def _checkpoint_gradients(network: nn.Module, kwargs: dict | None) -> None:
+def _checkpoint_gradients(network: Any, kwargs: dict | None) -> None:
     kwargs = dict(kwargs or {})
     if is_peft_model(network):
         if is_deepspeed_zero3_enabled():  # ZeRO-3 gathers weights again in the recomputation only when it is reentrant

@@ -3,6 +3,7 @@
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,12 +44,15 @@ def make_backend(network: nn.Module, accelerator: Accelerator, make_optimizer, m
 class LocalBackend:
     """One process, or several with a whole copy each (DDP)."""
 
+    network: Any  # a `PreTrainedModel`, a `PeftModel`, ...
+    module: Any  # the same as it is wrapped: DDP, a DeepSpeed engine, an FSDP module
+
     def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
         self.network, self.accelerator, self.max_grad_norm = network, accelerator, max_grad_norm
         self.module = self.wrap()
         self.optimizer = make_optimizer(network)
 
-    def wrap(self) -> nn.Module:
+    def wrap(self) -> Any:
         return self.accelerator.prepare_model(self.network)
 
     @contextmanager
@@ -103,7 +107,7 @@ class LocalBackend:
 class FSDP2Backend(LocalBackend):
     """Weights, gradients and optimizer state split over processes by `fully_shard`."""
 
-    def wrap(self) -> nn.Module:
+    def wrap(self) -> Any:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
         plugin = self.accelerator.state.fsdp_plugin
@@ -224,5 +228,5 @@ def _full(strict: bool = True):
     return StateDictOptions(full_state_dict=True, cpu_offload=True, strict=strict)
 
 
-def _whole_tensor(x: torch.Tensor) -> torch.Tensor:
+def _whole_tensor(x: Any) -> torch.Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x

@@ -215,7 +215,8 @@ class CreditTrainer(GRPOTrainer):
     def add_column(self, name: str, values: list) -> None:
         """Add a column to the completions table, with this process's values of the latest rollout."""
         if self.log_completions:
-            self._logs["extra"][name].extend(gather_object(values))
+            extra: Any = self._logs["extra"]
+            extra[name].extend(gather_object(values))
 
     def token_mean_over_step(self, micro_batches: list[dict], mode: str) -> None:
         """
@@ -223,9 +224,9 @@ class CreditTrainer(GRPOTrainer):
         evenly over its optimizer steps; from here on by those of this very step, over micro-batches and processes.
         """
         if mode == "train":
-            tokens = self.total(sum(_trained_tokens(inputs).sum() for inputs in micro_batches))
+            tokens = self.total(torch.stack([_trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
             for inputs in micro_batches:
-                inputs["num_items_in_batch"] = tokens * (self.args.steps_per_generation / len(micro_batches))
+                inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over all processes."""
@@ -276,7 +277,7 @@ class CreditTrainer(GRPOTrainer):
         Yields:
             `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
         """
-        repeats = self.args.steps_per_generation * self.num_iterations
+        repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
         for epoch in itertools.count():
             if hasattr(loader, "set_epoch"):
@@ -296,8 +297,8 @@ class CreditTrainer(GRPOTrainer):
                     self._load_rng_state(checkpoint)
                     checkpoint = None
                 self.model.train()
-                rollout = self._generate_and_score_completions(batch)
-                parts = split_tensor_dict(shuffle_sequence_dict(rollout), self.args.steps_per_generation)
+                rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
+                parts = split_tensor_dict(rollout, self._rollout_parts)
                 yield self._steps_of(parts)
             if empty:
                 raise ValueError("The training data hold fewer prompts than one rollout needs.")
@@ -466,7 +467,7 @@ class CreditTrainer(GRPOTrainer):
 
     def save_model(self, output_dir=None, _internal_call=False):
         # Before TRL's, which ends with the push to the Hub.
-        self.save_networks(Path(output_dir or self.args.output_dir))
+        self.save_networks(Path(output_dir or str(self.args.output_dir)))
         with self.policy_alone():
             super().save_model(output_dir, _internal_call)
 
@@ -507,6 +508,11 @@ class CreditTrainer(GRPOTrainer):
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
+
+    @property
+    def _rollout_parts(self) -> int:
+        assert self.args.steps_per_generation is not None  # set by `GRPOConfig`
+        return self.args.steps_per_generation
 
     def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
         size = self.args.gradient_accumulation_steps
@@ -655,7 +661,7 @@ class _ResumableSampler(Sampler):
         self.sampler, self.trainer, self.epochs_begun = sampler, trainer, 0
 
     def __len__(self):
-        return len(self.sampler)
+        return len(self.sampler)  # type: ignore[arg-type]
 
     def __iter__(self):
         while self.epochs_begun < int(self.trainer.state.epoch or 0):
@@ -706,6 +712,7 @@ def _checked_reward_func(func, name: str, token_scores: dict | None = None):
                 f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which "
                 f"has {len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
             )
+        assert token_scores is not None
         token_scores[row] = scores
         return sum(scores)
 

@@ -4,6 +4,7 @@ import copy
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers.modeling_outputs import TokenClassifierOutput
@@ -28,7 +29,7 @@ class SharedBaseCritic(nn.Module):
             What the fresh head answers everywhere.
     """
 
-    def __init__(self, policy: nn.Module, peft_config, initial_value: float = 0.0):
+    def __init__(self, policy: Any, peft_config: Any, initial_value: float = 0.0):
         from peft import LoraConfig
 
         super().__init__()
@@ -51,7 +52,7 @@ class SharedBaseCritic(nn.Module):
         self.score.to(adapters[0].device)
 
     @property
-    def policy(self) -> nn.Module:
+    def policy(self) -> Any:
         return self._policy[0]
 
     @property
@@ -114,7 +115,7 @@ class SharedBaseCritic(nn.Module):
         config.save_pretrained(folder)
 
 
-def share_base(policy: nn.Module, accelerator, peft_config, initial_value: float) -> SharedBaseCritic:
+def share_base(policy: Any, accelerator, peft_config, initial_value: float) -> SharedBaseCritic:
     """
     A [`SharedBaseCritic`] on a policy, or an error that says why there can be none.
 

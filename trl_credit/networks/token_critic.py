@@ -3,6 +3,7 @@
 import copy
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class Float32Head(nn.Linear):
 def make_token_critic(
     source: str | Path | PreTrainedModel,
     initial_value: float = 0.0,
-    peft_config=None,
+    peft_config: Any = None,
     model_init_kwargs: dict | None = None,
 ) -> nn.Module:
     """
@@ -54,6 +55,7 @@ def make_token_critic(
         `nn.Module`: The critic, a `PreTrainedModel` or a `PeftModel`. [`read_values`] calls it.
     """
     kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
+    network: Any
     if isinstance(source, PreTrainedModel):
         if model_init_kwargs:
             raise ValueError(
@@ -119,7 +121,7 @@ def refuse_images(inputs: dict) -> None:
         )
 
 
-def head_of(network: nn.Module) -> nn.Module:
+def head_of(network: nn.Module) -> Any:
     """The last layer of a critic, or its trained copy when it has adapters."""
     for name in _HEADS:
         if hasattr(network, name):
@@ -129,7 +131,7 @@ def head_of(network: nn.Module) -> nn.Module:
 
 def _takes_position_ids(network: nn.Module) -> bool:
     # `module` is what DDP, DeepSpeed and PEFT call, or PEFT's own base.
-    inner = getattr(network, "module", network)
+    inner: Any = getattr(network, "module", network)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     forward = inspect.unwrap(getattr(type(inner), "forward", inner.forward))
     return "position_ids" in inspect.signature(forward).parameters
@@ -183,6 +185,7 @@ def _from_adapter(source, peft_config, kwargs: dict) -> nn.Module:
     if peft_config is not None:
         raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     base = PeftConfig.from_pretrained(source).base_model_name_or_path
+    network: Any
     network, _ = _from_checkpoint(base, kwargs)
     network.config.use_cache = False
     _use_float32_head(network)
@@ -191,7 +194,7 @@ def _from_adapter(source, peft_config, kwargs: dict) -> nn.Module:
     return network
 
 
-def _use_float32_head(network: PreTrainedModel) -> nn.Module:
+def _use_float32_head(network: PreTrainedModel) -> Any:
     head = head_of(network)
     if not isinstance(head, nn.Linear):
         raise ValueError(
@@ -210,14 +213,15 @@ def _turn_dropout_off(network: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _add_adapters(network: PreTrainedModel, peft_config) -> nn.Module:
+def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
     from peft import PeftConfig, TaskType, get_peft_model
 
     if not isinstance(peft_config, PeftConfig):
         raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
-    if getattr(peft_config, "lora_dropout", 0):
+    dropout = getattr(peft_config, "lora_dropout", 0)
+    if dropout:
         raise ValueError(
-            f"`critic_peft_config` has lora_dropout={peft_config.lora_dropout}, but dropout would make values noisy: a "
+            f"`critic_peft_config` has lora_dropout={dropout}, but dropout would make values noisy: a "
             "critic is trained without. Set it to 0."
         )
     peft_config = copy.deepcopy(peft_config)

@@ -12,9 +12,9 @@ from trl_credit.trl_seam import run_grpo_script
 class CriticPretrainer(VAPOTrainer):
     """Its training is the pretraining; what it saves and publishes is the critic."""
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if self.only_pretrains:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         return self.pretrain_critic(resume_from_checkpoint)
 
     def save_model(self, output_dir=None, _internal_call=False):
@@ -23,8 +23,8 @@ class CriticPretrainer(VAPOTrainer):
 
     def push_to_hub(self, *args, **kwargs):
         if self.accelerator.is_main_process:
-            repo = self.args.critic_hub_model_id or self.hub_model_id
-            push_critic(Path(self.args.output_dir) / CRITIC_FOLDER, repo, self.args)
+            repo = str(self.args.critic_hub_model_id or self.hub_model_id)
+            push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, repo, self.args)
 
 
 def make_parser(prog: str | None = None):

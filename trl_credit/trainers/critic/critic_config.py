@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -123,7 +124,7 @@ class CriticConfig(GRPOConfig):
     )
 
     def __post_init__(self):
-        if self.num_generations < 1:
+        if self.num_generations is not None and self.num_generations < 1:
             raise ValueError(
                 f"{type(self).__name__}: `num_generations` must be at least 1, got {self.num_generations}."
             )
@@ -146,6 +147,7 @@ class CriticConfig(GRPOConfig):
             raise ValueError(f"{name}: `critic_initial_value` must be finite, got {self.critic_initial_value}.")
         self.critic_peft_config = _as_dict(self.critic_peft_config, f"{name}: `critic_peft_config`")
         self.critic_model_init_kwargs = _as_dict(self.critic_model_init_kwargs, f"{name}: `critic_model_init_kwargs`")
+        assert self.steps_per_generation is not None  # set by `GRPOConfig`
         if self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"{name}: `gradient_accumulation_steps` ({self.gradient_accumulation_steps}) must divide "
@@ -168,7 +170,7 @@ class CriticConfig(GRPOConfig):
                     )
 
 
-def _as_dict(value, name: str) -> dict | None:
+def _as_dict(value: Any, name: str) -> Any:
     if isinstance(value, str):
         value = json.loads(value)
     if value is not None and not isinstance(value, dict):

@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,8 @@ class CriticTrainer(CreditTrainer):
     """
 
     args: CriticConfig
+    critic: Any
+    processing_class: Any
     config_class = CriticConfig
     folders_of_networks = (CRITIC_FOLDER,)
     # Of the latest rollout; NaN when its returns do not vary.
@@ -43,7 +46,7 @@ class CriticTrainer(CreditTrainer):
         if critic_peft_config is None and self.args.critic_peft_config is not None:
             from peft import LoraConfig
 
-            critic_peft_config = LoraConfig(**self.args.critic_peft_config)
+            critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
@@ -89,7 +92,7 @@ class CriticTrainer(CreditTrainer):
                         not self.args.critic_share_base  # whose base has it from the policy
                         and (self.args.gradient_checkpointing if checkpointing is None else checkpointing)
                     ),
-                    gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+                    gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
                 ),
             )
             self.critic = self._engine.network
@@ -145,7 +148,7 @@ class CriticTrainer(CreditTrainer):
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         finally:
             self.only_pretrains = False
-        self.save_critic(Path(self.args.output_dir) / CRITIC_FOLDER)
+        self.save_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER)
         return dict(self._pretraining)
 
     def _pretrain(self, checkpoint: str | None) -> None:
@@ -205,5 +208,5 @@ class CriticTrainer(CreditTrainer):
         """As TRL's; the critic goes along as the folder `critic`, or to a repository of its own."""
         result = super().push_to_hub(*args, **kwargs)
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
-            push_critic(Path(self.args.output_dir) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
+            push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result

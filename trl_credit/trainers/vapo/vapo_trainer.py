@@ -1,3 +1,6 @@
+from functools import partial
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -69,13 +72,13 @@ class VAPOTrainer(CriticTrainer):
             if critic is not None:
                 raise ValueError("`critic` has no effect with `critic_share_base=True`: the base is the policy's.")
             return share_base(self.model, self.accelerator, peft_config, self.args.critic_initial_value)
-        source, init_kwargs = critic, self.args.critic_model_init_kwargs
+        source: Any = critic
+        init_kwargs: Any = self.args.critic_model_init_kwargs
         if critic is None:
             source = critic_source(policy)
             if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
-                shared = {
-                    name: value for name, value in (self.args.model_init_kwargs or {}).items() if value is not None
-                }
+                shared: Any = self.args.model_init_kwargs or {}
+                shared = {name: value for name, value in shared.items() if value is not None}
                 shared.pop("quantization_config", None)
                 init_kwargs = {**shared, **(init_kwargs or {})}
         return make_token_critic(source, self.args.critic_initial_value, peft_config, init_kwargs)
@@ -107,11 +110,8 @@ class VAPOTrainer(CriticTrainer):
         size = self.args.per_device_train_batch_size
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         chunks = zip(*(rollout[name].split(size) for name in names), strict=True)
-        parts = [
-            self.engine.evaluate(lambda network, part=part: read_values(network, part))
-            for part in (dict(zip(names, chunk, strict=True)) for chunk in chunks)
-        ]
-        return torch.cat(parts)
+        parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
+        return torch.cat([self.engine.evaluate(partial(_read, part)) for part in parts])
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
         scored = rewards.isfinite()
@@ -152,7 +152,7 @@ class VAPOTrainer(CriticTrainer):
             return length_adaptive_lambda(lengths, self.args.length_adaptive_alpha)
         if self.args.policy_lambda == "relative_position":
             return relative_position_lambda(lengths, self.args.relative_position_weight)
-        return torch.full(lengths.shape, self.args.policy_lambda, dtype=torch.float64, device=mask.device)
+        return torch.full(lengths.shape, float(self.args.policy_lambda), dtype=torch.float64, device=mask.device)
 
     # --- The policy's loss
 
@@ -185,7 +185,7 @@ class VAPOTrainer(CriticTrainer):
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
             known = mask & ~cut_off.unsqueeze(1)
         generations = self.num_generations if mode == "train" else self.num_generations_eval
-        fit = fit_report(self, values, returns, known, generations)
+        fit = fit_report(self, values, returns, known, generations or 1)
         self.explained_variance = fit["explained_variance"]
         low, high = extremes(self, values, mask)
         lam_low, lam_high = extremes(self, lam, mask.any(1))
@@ -207,3 +207,7 @@ class VAPOTrainer(CriticTrainer):
                 "policy_lambda/mean": (torch.where(rows, lam, 0).sum(), rows.sum()),
             },
         )
+
+
+def _read(inputs: dict, network: nn.Module) -> torch.Tensor:
+    return read_values(network, inputs)
