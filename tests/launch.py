@@ -47,6 +47,8 @@ def run(*commands: list, engine: str = "ddp", cwd: Path | None = None, status: i
     All must end with the exit status `status`. If one does not, the others are ended: they may be waiting for it.
     """
     env = {**os.environ, **_ENV, **_ENGINE_ENV.get(engine, {})}
+    paths = [env.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]  # ours does not hide the user's
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
     with TemporaryFile("w+") as output:
         processes = [
             subprocess.Popen(map(str, command), cwd=cwd, env=env, stdout=output, stderr=output, start_new_session=True)

@@ -11,23 +11,39 @@ __version__ = version("trl-credit")
 _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
+    "CriticEngine": "trl_credit.critic_engine",
+    "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
+    "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
     "eligibility_trace": "trl_credit.credit.traces",
+    "gae": "trl_credit.credit.gae",
+    "length_adaptive_lambda": "trl_credit.credit.gae",
     "linear_recurrence": "trl_credit.credit.recurrence",
+    "monte_carlo_returns": "trl_credit.credit.gae",
+    "relative_position_lambda": "trl_credit.credit.gae",
     "trace_weights": "trl_credit.credit.traces",
     "value_gap_bound": "trl_credit.credit.lemma",
+    "whiten": "trl_credit.credit.gae",
 }
 
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
+    from .credit.gae import gae as gae
+    from .credit.gae import length_adaptive_lambda as length_adaptive_lambda
+    from .credit.gae import monte_carlo_returns as monte_carlo_returns
+    from .credit.gae import relative_position_lambda as relative_position_lambda
+    from .credit.gae import whiten as whiten
     from .credit.lemma import value_gap_bound as value_gap_bound
     from .credit.recurrence import linear_recurrence as linear_recurrence
     from .credit.traces import adjoint_trace as adjoint_trace
     from .credit.traces import eligibility_trace as eligibility_trace
     from .credit.traces import trace_weights as trace_weights
+    from .critic_engine import CriticEngine as CriticEngine
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+    from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
+    from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
 
 
 def __getattr__(name: str):

@@ -12,23 +12,28 @@ here and names the one that moved; widening the version range below is then a ch
 """
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from packaging.specifiers import SpecifierSet
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .model_card import add_credit_settings
 
@@ -42,7 +47,13 @@ if version("trl") not in TRL_VERSIONS:
     )
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import get_config_model_id, is_async_callable, maybe_gather_lm_head_ctx  # noqa: E402
+from trl.trainer.utils import (  # noqa: E402
+    get_config_model_id,
+    is_async_callable,
+    maybe_gather_lm_head_ctx,
+    shuffle_sequence_dict,
+    split_tensor_dict,
+)
 
 
 logger = get_logger(__name__)
@@ -92,6 +103,10 @@ class CreditTrainer(GRPOTrainer):
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
     # ratio.
     shaped_prefix = "shaped"
+    # Folders of a saved policy that hold other networks.
+    folders_of_networks: tuple[str, ...] = ()
+    # Whether a reward function may return a list of rewards for a completion, one per token.
+    takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
         if args is None:
@@ -102,8 +117,10 @@ class CreditTrainer(GRPOTrainer):
                 f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
             )
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        # Rewards per token of the latest rollout: {reward function: {row of this process: list}}.
+        self._token_scores: dict[str, dict] = {}
         self.reward_funcs = [
-            func if isinstance(func, nn.Module) else _checked_reward_func(func, name)
+            func if isinstance(func, nn.Module) else _checked_reward_func(func, name, self._token_scores_of(name))
             for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         if self.rollout_func is not None:
@@ -111,6 +128,9 @@ class CreditTrainer(GRPOTrainer):
         self._scores: Any = None  # rewards per function of the latest rollout, over all processes
         self._loss: Any = None  # the `_Loss` being computed
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
+        self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
+        self._resume_from: str | None = None
+        self.add_callback(_BeginTraining(self))
 
     # --- Hooks
 
@@ -148,7 +168,140 @@ class CreditTrainer(GRPOTrainer):
         """
         return terms
 
+    def extra_loss(self, terms: LossTerms, inputs: dict, mode: str) -> torch.Tensor | None:
+        """
+        Say what else the policy is to learn.
+
+        Args:
+            terms (`LossTerms`):
+                The terms of GRPO.
+            inputs (`dict`):
+                The micro-batch.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `torch.Tensor`: A further term of the loss, a scalar with gradient, or `None`. Terms of an optimizer step's
+            micro-batches are added, and those of processes averaged.
+        """
+        return None
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
+        to be known of them together. In evaluation every batch is a step of its own."""
+
+    def finish_step(self, micro_batches: list[dict]) -> None:
+        """Called with the same when the policy's gradient is complete, before its optimizer steps."""
+
+    def begin_training(self, checkpoint: str | None) -> None:
+        """Called when the policy is on its devices, before its first step; with a checkpoint when the run resumes."""
+
+    def save_networks(self, folder: Path) -> None:
+        """Called on every process when the policy is saved: save other networks beside it."""
+
+    def policy_alone(self):
+        """Around the saving of the policy: a context in which it holds nothing of other networks."""
+        return nullcontext()
+
+    def save_training_state(self, folder: Path) -> None:
+        """Called on every process when a checkpoint is made: save what a resumed run needs."""
+
     # --- Services for the hooks
+
+    def log_value(self, mode: str, name: str, value: float) -> None:
+        """Log a number that is the same on all processes; the log shows the mean of those since the last one."""
+        self._metrics[mode][name].append(value)
+
+    def add_column(self, name: str, values: list) -> None:
+        """Add a column to the completions table, with this process's values of the latest rollout."""
+        if self.log_completions:
+            extra: Any = self._logs["extra"]
+            extra[name].extend(gather_object(values))
+
+    def token_mean_over_step(self, micro_batches: list[dict], mode: str) -> None:
+        """
+        Make the token mean of the policy loss exact. TRL divides by the tokens of the generation batch, shared out
+        evenly over its optimizer steps; from here on by those of this very step, over micro-batches and processes.
+        """
+        if mode == "train":
+            tokens = self.total(torch.stack([_trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
+            for inputs in micro_batches:
+                inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes."""
+        return self.accelerator.reduce(x, reduction="sum")
+
+    def trained_tokens(self, inputs: dict) -> torch.Tensor:
+        """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
+        return _trained_tokens(inputs)
+
+    def is_cut_off(self, rollout: dict) -> torch.Tensor:
+        """Which completions ended for want of room, not with an EOS token, shape `(B,)`; False where all is masked."""
+        mask = rollout["completion_mask"].bool()
+        last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
+        last_ids = rollout["completion_ids"].gather(1, last)
+        ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=last_ids.device)
+        return ~torch.isin(last_ids, ends).squeeze(1) & mask.any(1)
+
+    def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
+        """
+        The rewards of a rollout on its tokens.
+
+        Returns:
+            `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
+            else `(B, T)`, with these numbers at the last trained token.
+        """
+        if not any(self._token_scores.values()):
+            return rewards
+        mask = _trained_tokens(rollout)
+        on_tokens = torch.zeros(mask.shape, device=mask.device)
+        for name, weight in zip(self.reward_func_names, self.reward_weights.tolist(), strict=True):
+            for row, scores in self._token_scores.get(name, {}).items():
+                on_tokens[row, : len(scores)] += weight * torch.tensor(scores, device=mask.device)
+        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        rest = torch.nan_to_num(rewards) - on_tokens.sum(1)
+        on_tokens[torch.arange(len(mask), device=mask.device), last] += rest
+        return on_tokens
+
+    def rollouts(self, skip: int = 0, checkpoint: str | None = None):
+        """
+        Rollouts of the policy as it is, over and over the training data, without end.
+
+        Args:
+            skip (`int`, *optional*, defaults to `0`):
+                How many to leave out at the start; none of them is generated.
+            checkpoint (`str`, *optional*):
+                Begin with its random numbers.
+
+        Yields:
+            `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
+        """
+        repeats = self._rollout_parts * self.num_iterations
+        loader = self.get_train_dataloader()
+        for epoch in itertools.count():
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)
+            batches = itertools.islice(iter(loader), 0, None, repeats)
+            empty = True
+            while True:
+                with torch.random.fork_rng(devices=[]):  # a loader draws a seed that it has no use for
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                empty = False
+                if skip:
+                    skip -= 1
+                    continue
+                if checkpoint is not None:
+                    self._load_rng_state(checkpoint)
+                    checkpoint = None
+                self.model.train()
+                rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
+                parts = split_tensor_dict(rollout, self._rollout_parts)
+                yield self._steps_of(parts)
+            if empty:
+                raise ValueError("The training data hold fewer prompts than one rollout needs.")
 
     def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
         """
@@ -204,6 +357,8 @@ class CreditTrainer(GRPOTrainer):
         return tokenized
 
     def _calculate_rewards(self, *args, **kwargs):
+        for scores_of_rows in self._token_scores.values():
+            scores_of_rows.clear()
         scores = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
         if torch.isinf(scores).any():
             row, column = torch.isinf(scores).nonzero()[0].tolist()
@@ -254,6 +409,9 @@ class CreditTrainer(GRPOTrainer):
                 self._set_shaped_metrics_apart()
                 if self._kl_sees_ratio:
                     loss = loss + self._kl_penalty(model, inputs)
+            extra = self.extra_loss(self._loss.terms, self._loss.inputs, self._mode)
+            if extra is not None:
+                loss = loss + extra
         finally:
             self.beta = self._loss.beta
             self._loss = None
@@ -285,6 +443,60 @@ class CreditTrainer(GRPOTrainer):
             sums.clear()
         super().log(*args, **kwargs)
 
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._mode == "eval":
+            self.begin_step([inputs], "eval")
+            return inputs
+        if self._buffered_inputs is not before:
+            for step in self._steps_of(self._buffered_inputs):
+                self.begin_step(step, "train")
+        self._step_inputs.append(inputs)
+        return inputs
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            step, self._step_inputs = self._step_inputs, []
+            self.finish_step(step)
+        return loss
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return _ResumableSampler(super()._get_train_sampler(*args, **kwargs), self)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        # Before TRL's, which ends with the push to the Hub.
+        self.save_networks(Path(output_dir or str(self.args.output_dir)))
+        with self.policy_alone():
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model, trial):
+        if not self.args.save_only_model:
+            # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.save_training_state(folder)
+        super()._save_checkpoint(model, trial)
+
+    def save_checkpoint(self) -> None:
+        """Make a checkpoint of the run as it is now."""
+        self._save_checkpoint(self.model, trial=None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        others = [name for name in self.folders_of_networks if (Path(resume_from_checkpoint) / name).is_dir()]
+        if not others or not is_peft_model(self.accelerator.unwrap_model(self.model)):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # `Trainer` takes every folder with an adapter in it for one of the policy's: show it the checkpoint without.
+        with TemporaryDirectory() as view:
+            for path in Path(resume_from_checkpoint).resolve().iterdir():
+                if path.name not in others:
+                    (Path(view) / path.name).symlink_to(path)
+            return super()._load_from_checkpoint(view, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._resume_from = checkpoint
+
     def create_model_card(self, *args, **kwargs):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
@@ -296,6 +508,18 @@ class CreditTrainer(GRPOTrainer):
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
+
+    @property
+    def _rollout_parts(self) -> int:
+        assert self.args.steps_per_generation is not None  # set by `GRPOConfig`
+        return self.args.steps_per_generation
+
+    def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
+        size = self.args.gradient_accumulation_steps
+        return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+
+    def _token_scores_of(self, name: str) -> dict | None:
+        return self._token_scores.setdefault(name, {}) if self.takes_token_rewards else None
 
     @property
     def _kl_sees_ratio(self) -> bool:
@@ -329,6 +553,7 @@ class CreditTrainer(GRPOTrainer):
             advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
             mask=_trained_tokens(inputs),
         )
+        self._loss.terms = terms
         shaped = self.shape_loss(terms, self._mode)
         if shaped is terms:
             return
@@ -399,6 +624,7 @@ class _Loss:
 
     inputs: dict
     beta: float
+    terms: LossTerms | None = None
     outputs: tuple | None = None  # log-probabilities, entropies, auxiliary loss of the forward pass
     hidden_states: torch.Tensor | None = None
     ratio_is_shaped: bool = False
@@ -415,10 +641,87 @@ def _rows(weight, bias, index, dtype):
     return weight[index].to(dtype), None if bias is None else bias[index].to(dtype)
 
 
-def _checked_reward_func(func, name: str):
-    """`func`, with an error that says which reward is not one. TRL itself checks their number."""
+class _BeginTraining(TrainerCallback):
+    def __init__(self, trainer: CreditTrainer):
+        self.trainer = trainer
 
-    def check(rewards):
+    def on_train_begin(self, args, state, control, **kwargs):
+        checkpoint, self.trainer._resume_from = self.trainer._resume_from, None
+        self.trainer._step_inputs = []
+        self.trainer.begin_training(checkpoint)
+
+
+class _ResumableSampler(Sampler):
+    """
+    TRL's sampler, with the order of a resumed run's epoch that of the run itself: its random numbers go on from epoch
+    to epoch, and TRL begins with those of the first.
+    """
+
+    def __init__(self, sampler: Sampler, trainer: CreditTrainer):
+        self.sampler, self.trainer, self.epochs_begun = sampler, trainer, 0
+
+    def __len__(self):
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self):
+        while self.epochs_begun < int(self.trainer.state.epoch or 0):
+            next(iter(self.sampler), None)
+            self.epochs_begun += 1
+        self.epochs_begun += 1
+        return iter(self.sampler)
+
+
+class _SingleGeneration(int):
+    """1, which `GRPOConfig` does not take for too few."""
+
+    def __lt__(self, other):
+        return False
+
+
+@contextmanager
+def single_generation_allowed(config: GRPOConfig):
+    """Around `GRPOConfig.__post_init__`: its refusal of one completion per prompt is for group baselines."""
+    single = config.num_generations == 1
+    if single:
+        config.num_generations = _SingleGeneration(1)
+    try:
+        yield
+    finally:
+        if single:
+            config.num_generations = 1
+
+
+def critic_source(model):
+    """What a copy of a policy's checkpoint is loaded from: its path or Hub id, or else the model itself."""
+    if isinstance(model, str):
+        return model
+    base = model.get_base_model() if is_peft_model(model) else model
+    return get_config_model_id(base.config) or base
+
+
+def _checked_reward_func(func, name: str, token_scores: dict | None = None):
+    """
+    `func`, with an error that says which reward is not one. TRL itself checks their number. Rewards per token go to
+    `token_scores`, if there is one, and their sum to TRL.
+    """
+
+    def check_tokens(row, scores, completion_ids):
+        scores = [float(score) for score in scores]
+        if completion_ids is not None and len(scores) != len(completion_ids[row]):
+            raise ValueError(
+                f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which "
+                f"has {len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
+            )
+        assert token_scores is not None
+        token_scores[row] = scores
+        return sum(scores)
+
+    def check(rewards, completion_ids=None):
+        if isinstance(rewards, list) and token_scores is not None:
+            rewards = [
+                check_tokens(row, reward, completion_ids) if isinstance(reward, (list, tuple)) else reward
+                for row, reward in enumerate(rewards)
+            ]
         one_each = isinstance(rewards, Iterable) and not isinstance(rewards, (str, dict))
         if not one_each or getattr(rewards, "ndim", 1) != 1:
             raise TypeError(
@@ -441,12 +744,12 @@ def _checked_reward_func(func, name: str):
 
         @functools.wraps(func)
         async def checked(*args, **kwargs):
-            return check(await func(*args, **kwargs))
+            return check(await func(*args, **kwargs), kwargs.get("completion_ids"))
     else:
 
         @functools.wraps(func)
         def checked(*args, **kwargs):
-            return check(func(*args, **kwargs))
+            return check(func(*args, **kwargs), kwargs.get("completion_ids"))
 
     return checked
 

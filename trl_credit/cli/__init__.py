@@ -9,6 +9,8 @@ from importlib.metadata import version
 # Subcommands that train: `trl_credit/scripts/<name>.py` has the parser and what it runs.
 _TRAINING = {
     "grpo-lambda": "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces",
+    "vapo": "Train with VAPO, VC-PPO or PPO: token-level credit from a critic",
+    "pretrain-critic": "Fit a critic to a policy that does not move, to be used by later runs",
 }
 # All others: the module whose `main(argv)` they are.
 _OTHERS = {

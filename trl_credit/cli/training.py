@@ -14,6 +14,22 @@ from trl.cli.accelerate_launcher import launch_training_script
 from ..trl_seam import split_launch_arguments
 
 
+def _recipes() -> dict[str, str]:
+    """The package's recipes: names and files."""
+    return {
+        Path(file.name).stem: str(file) for file in sorted(files("trl_credit").joinpath("recipes").iterdir(), key=str)
+    }
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """`argv` with the file of a recipe for its name, where no file of the user's has that name."""
+    recipes = _recipes()
+    return [
+        recipes[value] if option == "--config" and value in recipes and not Path(value).exists() else value
+        for option, value in zip(["", *argv], argv, strict=False)
+    ]
+
+
 def launch(name: str, argv: list[str]) -> int:
     """
     Run `trl_credit/scripts/<name>.py` through `accelerate launch`.
@@ -34,7 +50,8 @@ def launch(name: str, argv: list[str]) -> int:
     parser.usage = f"{parser.prog} [--config FILE.yaml] [options of the trainer] [options of accelerate launch]"
     names = ", ".join(sorted(Path(file.name).stem for file in files("trl.accelerate_configs").iterdir()))
     parser.epilog = (
-        "`--config FILE.yaml` reads options from a file; those on the command line win. `--accelerate_config` takes "
+        "`--config FILE.yaml` reads options from a file, or from one of the package's recipes "
+        f"({', '.join(_recipes())}); those on the command line win. `--accelerate_config` takes "
         f"the name of a config of TRL's ({names}) or a file. Any option of `accelerate launch` is one here too: "
         "`--num_processes 2`."
     )
@@ -49,6 +66,7 @@ def launch(name: str, argv: list[str]) -> int:
             parser.error(f"unrecognized arguments: {args.training_script}")
         launch_command(args)
 
+    argv = _with_recipe(argv)
     if argv and argv[-1] in ("--config", "--accelerate_config"):
         parser.error(f"argument {argv[-1]}: expected one argument")
     try:

@@ -1,0 +1,86 @@
+"""
+What each process of a distributed VAPO test runs: `python vapo_worker.py MODEL_DIR OUTPUT_DIR SCENARIO...`.
+
+Rank 0 leaves in `OUTPUT_DIR/<scenario>` both networks as they are saved, and in `history.json` what was logged and on
+which engines they ran.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from datasets import Dataset
+from peft import LoraConfig
+from vapo_runs import PROMPTS, SETTINGS, fixed_rollout, share_of_even
+
+from trl_credit import VAPOConfig, VAPOTrainer
+
+
+COMMON = {
+    **SETTINGS,
+    "use_cpu": False,
+    "per_device_train_batch_size": 2,
+    "num_generations": 4,
+    "max_steps": 3,
+    "critic_pretraining_steps": 2,
+    "length_adaptive_alpha": 1.5,
+    "critic_learning_rate": 1e-2,
+    "critic_max_grad_norm": 0.5,
+    "critic_weight_decay": 0.1,
+    "whiten_advantages": True,
+}
+SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+SCENARIOS = {
+    "full": {},
+    "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
+    "checkpointing": {"gradient_checkpointing": True},
+    "shared": {"critic_share_base": True},  # and the policy has adapters
+    "saved": SAVED,
+    "resumed": SAVED,
+}
+
+
+def engine(module, accelerator) -> dict:
+    """What really wraps a network."""
+    found = {"classes": [cls.__name__ for cls in type(module).__mro__], "processes": accelerator.num_processes}
+    if hasattr(module, "zero_optimization_stage"):
+        found["zero_stage"] = module.zero_optimization_stage()
+    found["sharded"] = all(type(p).__name__ == "DTensor" for p in module.parameters())
+    return found
+
+
+def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = None, **settings) -> dict:
+    trainer = VAPOTrainer(
+        model=model_dir,
+        reward_funcs=share_of_even,
+        args=VAPOConfig(output_dir, **{**COMMON, **SCENARIOS[scenario], **settings}),
+        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        rollout_func=fixed_rollout,
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if scenario == "shared" else None,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    result = {
+        "policy": engine(trainer.model_wrapped, trainer.accelerator),
+        "critic": engine(trainer.engine.module, trainer.accelerator),
+        "steps": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "pretraining": [entry for entry in trainer.state.log_history if "critic_pretraining/loss" in entry],
+        "critic_steps": trainer.engine.steps,
+    }
+    if trainer.is_world_process_zero():
+        (Path(output_dir) / "history.json").write_text(json.dumps(result))
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+if __name__ == "__main__":
+    model_dir, output_dir, *scenarios = sys.argv[1:]
+    accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
+    on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
+    for scenario in scenarios:
+        resume = f"{output_dir}/saved/checkpoint-2" if scenario == "resumed" else None
+        train(model_dir, f"{output_dir}/{scenario}", scenario, resume, gradient_accumulation_steps=2, **on_cpu)

@@ -1,0 +1,154 @@
+"""Value pretraining as a thing of its own, and what it makes: a critic for later runs."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launch import BIN, run
+from safetensors.torch import load_file
+from tiny import tiny_model_dir
+from vapo_runs import make_trainer
+
+from trl_credit import VAPOConfig
+from trl_credit.cli.training import _recipes, _with_recipe
+from trl_credit.scripts.vapo import make_parser
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+
+
+def test_a_pretrained_critic_is_saved_and_serves_a_later_run(model_dir, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path / "a", critic_pretraining_steps=3, critic_learning_rate=1e-2)
+    policy = copy.deepcopy(trainer.model.state_dict())
+    assert trainer.pretrain_critic() == {"pretraining_steps": 3, "pretraining_rollouts": 3, "pretraining_done": 1}
+    assert trainer.engine.steps == 3 and trainer.state.global_step == 0
+    assert all(torch.equal(policy[name], p) for name, p in trainer.model.state_dict().items())
+
+    later = make_trainer(model_dir, tmp_path / "b", critic=tmp_path / "a" / "critic")
+    assert all(torch.equal(a, b) for a, b in zip(later.critic.parameters(), trainer.critic.parameters(), strict=True))
+    later.train()
+    assert later.engine.steps == 1
+    assert later.state.log_history[0]["critic/value_max"] > later.state.log_history[0]["critic/value_min"]
+
+
+def test_pretraining_goes_on_after_it_was_interrupted(model_dir, tmp_path):
+    settings = {"critic_pretraining_steps": 4, "save_strategy": "steps", "save_steps": 2, "critic_learning_rate": 1e-2}
+    whole = make_trainer(model_dir, tmp_path / "whole", **settings)
+    whole.pretrain_critic()
+
+    class Interrupted(RuntimeError):
+        pass
+
+    def interrupt(*args):
+        if trainer._pretraining["pretraining_steps"] == 3:
+            raise Interrupted
+        return update(*args)
+
+    trainer = make_trainer(model_dir, tmp_path / "parts", **settings)
+    update, trainer.update_critic = trainer.update_critic, interrupt
+    with pytest.raises(Interrupted):
+        trainer.pretrain_critic()
+    resumed = make_trainer(model_dir, tmp_path / "parts", **settings)
+    assert resumed.pretrain_critic(resume_from_checkpoint=True)["pretraining_steps"] == 4
+    assert all(torch.equal(a, b) for a, b in zip(resumed.critic.parameters(), whole.critic.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "steps"),
+    [
+        ({"critic_pretraining_loss_threshold": 1e9}, 1),
+        ({"critic_pretraining_explained_variance_threshold": -1e9}, 1),
+        ({"critic_pretraining_explained_variance_threshold": 0.999}, 5),
+        ({"critic_pretraining_loss_threshold": 1e9, "critic_pretraining_explained_variance_threshold": 0.999}, 5),
+    ],
+)
+def test_pretraining_ends_early_when_all_thresholds_that_are_set_are_met(threshold, steps, model_dir, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path, critic_pretraining_steps=5, **threshold)
+    assert trainer.pretrain_critic()["pretraining_steps"] == steps
+
+
+def test_several_critic_updates_for_a_policy_step(model_dir, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path, critic_updates_per_step=3, max_steps=2)
+    trainer.train()
+    assert trainer.engine.steps == 6 and trainer.state.global_step == 2
+
+
+def test_the_completions_table_has_the_values_of_every_token(model_dir, tmp_path):
+    import pandas
+
+    trainer = make_trainer(model_dir, tmp_path, log_completions=True, critic_initial_value=0.5)
+    trainer.train()
+    table = pandas.read_parquet(next((tmp_path / "completions").glob("*.parquet")))
+    tokens = trainer.rollouts_seen[0]["critic_mask"].sum(1).tolist()
+    assert [len(values) for values in table["values"]] == tokens
+    assert all(value == 0.5 for values in table["values"] for value in values)
+
+
+# --- The commands
+
+
+@pytest.mark.parametrize("name", ["vapo", "vc_ppo", "ppo"])
+def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
+    base = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--bf16", "false", "--use_cpu"]
+    batch = ["--per_device_train_batch_size", "16"]
+    _, args, _, _ = make_parser().parse_args_and_config([*_with_recipe(["--config", name]), *base, *batch])
+    assert isinstance(args, VAPOConfig) and name in _recipes()
+    expected = {
+        "vapo": ("length_adaptive", 1.0, 50, 0.28, 0.1),
+        "vc_ppo": (0.95, 1.0, 50, 0.2, 0.0),
+        "ppo": (0.95, 0.95, 0, 0.2, 0.0),
+    }
+    settings = args.policy_lambda, args.critic_lambda, args.critic_pretraining_steps, args.epsilon_high
+    assert (*settings, args.positive_lm_coef) == expected[name]
+
+
+def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_path):
+    problems = [{"prompt": prompt, "solution": "7"} for prompt in ("a", "bc", "d e", "fgh")]
+    (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))
+    (tmp_path / "my_rewards.py").write_text(
+        "def short(completion_ids, **k): return [1 / len(c) for c in completion_ids]"
+    )
+    (tmp_path / "data.yaml").write_text("datasets:\n  - path: json\n    data_files: problems.jsonl\n")
+    common = [
+        *["--model_name_or_path", model_dir, "--reward_funcs", "my_rewards.short", "--config", "data.yaml"],
+        *[
+            "--use_cpu",
+            "--bf16",
+            "false",
+            "--report_to",
+            "none",
+            "--max_completion_length",
+            "6",
+            "--num_processes",
+            "1",
+        ],
+        *["--per_device_train_batch_size", "4", "--num_generations", "1", "--max_steps", "2", "--save_steps", "2"],
+    ]
+    command = [
+        BIN / "trl-credit",
+        "pretrain-critic",
+        *common,
+        "--critic_pretraining_steps",
+        "2",
+        "--output_dir",
+        "first",
+    ]
+    run([sys.executable, *command], cwd=tmp_path)
+    assert not (tmp_path / "first" / "model.safetensors").exists()  # the policy is as it was
+    critic = load_file(tmp_path / "first" / "critic" / "model.safetensors")
+    assert critic["score.weight"].abs().max() > 0
+    command = [
+        *[BIN / "trl-credit", "vapo", *common, "--critic_pretraining_steps", "0", "--output_dir", "second"],
+        *["--critic_model_name_or_path", "first/critic", "--policy_lambda", "0.9"],
+    ]
+    run([sys.executable, *command], cwd=tmp_path)
+    assert (tmp_path / "second" / "model.safetensors").exists()
+    assert (tmp_path / "second" / "critic" / "config.json").exists()
+    state = torch.load(tmp_path / "second" / "checkpoint-2" / "critic_state.pt", weights_only=True)
+    assert state["steps"] == 2
+    assert Path(tmp_path / "second" / "critic" / "README.md").read_text().count("critic_learning_rate") == 1

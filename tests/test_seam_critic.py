@@ -1,0 +1,168 @@
+"""
+The canary for what a critic needs of TRL and transformers beyond `test_seam.py`: each check says which name moved, and
+is shown to by moving it.
+"""
+
+import inspect
+import types
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from tiny import tiny_model_dir
+from trl.trainer import utils
+
+from trl_credit.trl_seam import single_generation_allowed
+
+
+SETTINGS = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "steps_per_generation": 4,
+    "num_generations": 2,
+    "max_completion_length": 4,
+    "max_steps": 1,
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": [],
+    "disable_tqdm": True,
+    "save_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return str(tiny_model_dir(tmp_path_factory.mktemp("model"), layers=1))
+
+
+def run(model_dir, out, **moved):
+    """Train and save with TRL's trainer, and keep the calls; `moved` methods are TRL's under another behaviour."""
+    calls = []
+    names = (
+        "training_step",
+        "_prepare_inputs",
+        "_get_train_sampler",
+        "save_model",
+        "_save_checkpoint",
+        "_load_optimizer_and_scheduler",
+        "_load_rng_state",
+    )
+
+    def remember(name):
+        original = moved.get(name) or getattr(trl.GRPOTrainer, name)
+
+        def method(self, *args, **kwargs):
+            result = original(self, *args, **kwargs)
+            calls.append((name, args, kwargs, result, self.accelerator.sync_gradients))
+            return result
+
+        return method
+
+    def reward(completions, **kwargs):
+        calls.append(("reward", (), kwargs, None, None))
+        return [0.5] * len(completions)
+
+    trainer = type("Watched", (trl.GRPOTrainer,), {name: remember(name) for name in names})(
+        model=model_dir,
+        reward_funcs=reward,
+        args=trl.GRPOConfig(str(out), **SETTINGS),
+        train_dataset=Dataset.from_dict({"prompt": ["ab", "cde", "f", "gh"]}),
+    )
+    trainer.train()
+    first = list(calls)
+    trainer.args.max_steps = 2
+    trainer.train(resume_from_checkpoint=True)
+    return types.SimpleNamespace(trainer=trainer, calls=first, resumed=calls[len(first) :])
+
+
+def missing(seen) -> list[str]:
+    """What is not as the seam needs it, by name."""
+    trainer, wrong = seen.trainer, []
+
+    def need(holds, name):
+        if not holds:
+            wrong.append(name)
+
+    def of(name, calls=seen.calls):
+        return [call for call in calls if call[0] == name]
+
+    batches = getattr(trainer, "_buffered_inputs", None)
+    need(isinstance(batches, list) and len(batches) == 4, "_buffered_inputs")
+    steps, inputs = of("training_step"), of("_prepare_inputs")
+    need([call[4] for call in steps] == [False, True], "training_step: sync_gradients")
+    need(len(inputs) == len(steps) == 2, "_prepare_inputs: once a training step")
+    need(all("num_items_in_batch" in call[3] for call in inputs), "num_items_in_batch")
+    need(bool(of("_get_train_sampler")), "_get_train_sampler")
+    folder = str(trainer.args.output_dir)
+    saved = of("_save_checkpoint")
+    need(
+        saved and list(inspect.signature(trl.GRPOTrainer._save_checkpoint).parameters) == ["self", "model", "trial"],
+        "_save_checkpoint",
+    )
+    saves = of("save_model")
+    need(
+        bool(saves) and saves[0][1][0] == f"{folder}/checkpoint-1" and saves[0][2] == {"_internal_call": True},
+        "save_model",
+    )
+    need(trainer._get_output_dir(trial=None) == folder, "_get_output_dir")
+    loaded = of("_load_optimizer_and_scheduler", seen.resumed)
+    need(bool(loaded) and loaded[0][1][0].endswith("checkpoint-1"), "_load_optimizer_and_scheduler")
+    need(bool(of("_load_rng_state", seen.resumed)), "_load_rng_state")
+    need("extra" in getattr(trainer, "_logs", {}), "_logs: extra")
+    need(all(call[2].get("completion_ids") for call in of("reward")), "reward functions: completion_ids")
+    need(trainer.log_completions is False, "log_completions")
+    need(len(next(iter(trainer.get_train_dataloader()))) == 2 * 4, "get_train_dataloader")
+    need(
+        hasattr(trainer, "_tokenizer") and trainer.num_generations_eval == trainer.num_iterations + 1 == 2, "attributes"
+    )
+
+    # The token mean of `dapo` is divided by `num_items_in_batch`, shared out over the steps of a generation batch.
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    batch = {**inputs[0][3], "advantages": torch.tensor([1.0, -0.5])}
+    loss = trainer._compute_loss(trainer.model, dict(batch)).item()
+    half = trainer._compute_loss(trainer.model, {**batch, "num_items_in_batch": batch["num_items_in_batch"] * 2}).item()
+    tokens = batch["completion_mask"].sum() / 4
+    expected = -(batch["advantages"] * batch["completion_mask"].sum(1)).sum() / (batch["num_items_in_batch"] / 2)
+    need(half == pytest.approx(loss / 2) and loss == pytest.approx(expected.item(), abs=1e-6) and tokens > 0, "dapo")
+
+    rollout = {"values": torch.arange(8.0).view(4, 2), "ids": torch.arange(4), "count": torch.tensor(3)}
+    parts = utils.split_tensor_dict(utils.shuffle_sequence_dict(rollout), 2)
+    same = all(torch.equal(part["values"][:, 0], 2.0 * part["ids"]) for part in parts)
+    need(len(parts) == 2 and same and parts[0]["count"] == 3, "shuffle_sequence_dict, split_tensor_dict")
+    return wrong
+
+
+def test_what_a_critic_needs_is_there(model_dir, tmp_path):
+    assert missing(run(model_dir, tmp_path)) == []
+
+
+def test_a_name_that_moves_is_named(model_dir, tmp_path, monkeypatch):
+    seen = run(model_dir, tmp_path)
+    for name in ("training_step", "_prepare_inputs", "_get_train_sampler", "save_model", "_save_checkpoint"):
+        without = types.SimpleNamespace(**{**vars(seen), "calls": [call for call in seen.calls if call[0] != name]})
+        if name != "_prepare_inputs":  # the loss is computed on its result
+            assert any(name in wrong for wrong in missing(without)), name
+    for name in ("_load_optimizer_and_scheduler", "_load_rng_state"):
+        rest = [call for call in seen.resumed if call[0] != name]
+        assert name in missing(types.SimpleNamespace(**{**vars(seen), "resumed": rest}))
+    for name, wrong in (("_buffered_inputs", "_buffered_inputs"), ("_logs", "_logs: extra")):
+        kept = seen.trainer.__dict__.pop(name)
+        assert wrong in missing(seen)
+        setattr(seen.trainer, name, kept)
+    monkeypatch.setattr(utils, "split_tensor_dict", lambda rollout, parts: [rollout])
+    assert missing(seen) == ["shuffle_sequence_dict, split_tensor_dict"]
+
+
+def test_one_completion_for_a_prompt_passes_grpo_configs_check_and_stays_one(tmp_path):
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        trl.GRPOConfig(str(tmp_path), **{**SETTINGS, "num_generations": 1})
+
+    class Single(trl.GRPOConfig):
+        def __post_init__(self):
+            with single_generation_allowed(self):
+                super().__post_init__()
+
+    config = Single(str(tmp_path), **{**SETTINGS, "num_generations": 1})
+    assert type(config.num_generations) is int and config.num_generations == 1

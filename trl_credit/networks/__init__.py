@@ -1,0 +1,1 @@
+"""Networks that judge what a policy does."""

@@ -1,0 +1,247 @@
+"""A value for every state of a sequence: a token-classification model with one label, plain to save and to load."""
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+
+# What the last layer of a token- or sequence-classification model is called.
+_HEADS = ("score", "classifier")
+_IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "spatial_shapes")
+
+
+class Float32Head(nn.Linear):
+    """A linear layer that computes in float32, whatever its input, its weights and autocast: bf16 has 3 digits."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(states.float(), self.weight.float(), bias)
+
+
+def make_token_critic(
+    source: str | Path | PreTrainedModel,
+    initial_value: float = 0.0,
+    peft_config: Any = None,
+    model_init_kwargs: dict | None = None,
+) -> nn.Module:
+    """
+    Make a critic out of a checkpoint or a model.
+
+    A head that comes with `source` (a critic, a reward model) is kept. A fresh one starts at zero with a bias of
+    `initial_value`, so that the value of every state is `initial_value` until the first update. The head is in float32,
+    and all dropout is off.
+
+    Args:
+        source (`str`, `Path` or `PreTrainedModel`):
+            A folder or Hub id of any checkpoint that `AutoModelForTokenClassification` can start from: a causal LM, a
+            reward model (sequence classification with one label), a critic, or the adapter of a LoRA critic. Or a model
+            in memory: one for token classification is used as it is, of any other the weights are copied.
+        initial_value (`float`, *optional*, defaults to `0.0`):
+            What a fresh head answers everywhere, e.g. 0 or the mean reward.
+        peft_config (`~peft.PeftConfig`, *optional*):
+            Train adapters and the head instead of all weights.
+        model_init_kwargs (`dict`, *optional*):
+            Keyword arguments of `from_pretrained`; `dtype` defaults to `"float32"`.
+
+    Returns:
+        `nn.Module`: The critic, a `PreTrainedModel` or a `PeftModel`. [`read_values`] calls it.
+    """
+    kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
+    network: Any
+    if isinstance(source, PreTrainedModel):
+        if model_init_kwargs:
+            raise ValueError(
+                f"`critic_model_init_kwargs={model_init_kwargs}` has no effect on a critic that is already a model "
+                f"({type(source).__name__}). Pass a path or a Hub id, or drop the kwargs."
+            )
+        network, fresh = _from_model(source)
+    elif (Path(source) / "adapter_config.json").is_file():
+        return _from_adapter(source, peft_config, kwargs)
+    else:
+        network, fresh = _from_checkpoint(str(source), kwargs)
+    network.config.use_cache = False
+    head = _use_float32_head(network)
+    if fresh:
+        with _whole(head):
+            nn.init.zeros_(head.weight)
+            if head.bias is not None:
+                nn.init.constant_(head.bias, initial_value)
+    if initial_value and head.bias is None:
+        raise ValueError(f"{type(network).__name__} has a head without bias, which cannot start at {initial_value}.")
+    _turn_dropout_off(network)
+    if peft_config is not None:
+        network = _add_adapters(network, peft_config)
+    return network
+
+
+def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Values of all states of the completions.
+
+    A state is read at the last token before the choice: that of the first token of a completion at the last token of
+    its prompt.
+
+    Args:
+        network (`nn.Module`):
+            A critic, wrapped or not.
+        inputs (`dict`):
+            `prompt_ids`, `prompt_mask` of shape `(B, P)`, padded on the left; `completion_ids`, `completion_mask` of
+            shape `(B, T)`, padded on the right.
+
+    Returns:
+        `torch.Tensor`: `(B, T + 1)`, float32, with gradient. Column t is the state in which token t is chosen, and
+        column l, of a completion of l tokens, the state after its last one.
+    """
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    forward = {"input_ids": ids, "attention_mask": mask}
+    if _takes_position_ids(network):  # so that padding on the left moves no absolute position
+        forward["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = network(**forward).logits
+    if logits.shape[-1] != 1:
+        raise ValueError(f"A critic must have one label, but {type(network).__name__} has {logits.shape[-1]}.")
+    return logits[:, inputs["prompt_ids"].shape[1] - 1 :, 0].float()
+
+
+def refuse_images(inputs: dict) -> None:
+    """Raise if a rollout has inputs that a text critic would not see."""
+    found = [name for name in _IMAGE_INPUTS if name in inputs]
+    if found:
+        raise ValueError(
+            f"The rollout has {found}, which the critic cannot take: it reads text only. Train vision-language models "
+            "with `GRPOTrainer` or `GRPOLambdaTrainer`."
+        )
+
+
+def head_of(network: nn.Module) -> Any:
+    """The last layer of a critic, or its trained copy when it has adapters."""
+    for name in _HEADS:
+        if hasattr(network, name):
+            return getattr(network, name)
+    raise ValueError(f"{type(network).__name__} has no head named one of {_HEADS}, so it cannot be a critic.")
+
+
+def _takes_position_ids(network: nn.Module) -> bool:
+    # `module` is what DDP, DeepSpeed and PEFT call, or PEFT's own base.
+    inner: Any = getattr(network, "module", network)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    forward = inspect.unwrap(getattr(type(inner), "forward", inner.forward))
+    return "position_ids" in inspect.signature(forward).parameters
+
+
+def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
+    network, info = AutoModelForTokenClassification.from_pretrained(
+        source, num_labels=1, output_loading_info=True, **kwargs
+    )
+    missing = set(info["missing_keys"])
+    fresh = any(f"{name}.weight" in missing for name in _HEADS)
+    backbone = [key for key in missing if not key.startswith(_HEADS)]
+    if backbone:
+        raise ValueError(f"The checkpoint {source!r} lacks weights of a {type(network).__name__}: {backbone[:5]}.")
+    if not fresh:  # a reward model has no bias
+        head = head_of(network)
+        if head.bias is not None and any(f"{name}.bias" in missing for name in _HEADS):
+            with _whole(head):
+                nn.init.zeros_(head.bias)
+    return network, fresh
+
+
+def _from_model(source: PreTrainedModel) -> tuple[PreTrainedModel, bool]:
+    if "TokenClassification" in type(source).__name__:
+        if source.config.num_labels != 1:
+            raise ValueError(f"A critic must have one label, but {type(source).__name__} has {source.num_labels}.")
+        return source, False
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"With ZeRO-3 the weights of a {type(source).__name__} in memory are already split over the processes and "
+            "cannot be copied into a critic. Pass `critic` as a path or a Hub id."
+        )
+    config = copy.deepcopy(source.config)
+    config.num_labels = 1
+    network = AutoModelForTokenClassification.from_config(config, dtype=source.dtype)
+    missing, _ = network.load_state_dict(source.state_dict(), strict=False)
+    backbone = [key for key in missing if not key.startswith(_HEADS)]
+    if backbone:
+        raise ValueError(f"A {type(source).__name__} lacks weights of a {type(network).__name__}: {backbone[:5]}.")
+    fresh = any(key.endswith("weight") for key in missing)
+    if not fresh and missing:
+        nn.init.zeros_(head_of(network).bias)
+    network.name_or_path = source.name_or_path
+    return network, fresh
+
+
+def _from_adapter(source, peft_config, kwargs: dict) -> nn.Module:
+    """A critic with adapters, as an earlier run saved it; it trains on."""
+    from peft import PeftConfig, PeftModel
+
+    if peft_config is not None:
+        raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
+    base = PeftConfig.from_pretrained(source).base_model_name_or_path
+    network: Any
+    network, _ = _from_checkpoint(base, kwargs)
+    network.config.use_cache = False
+    _use_float32_head(network)
+    network = PeftModel.from_pretrained(network, source, is_trainable=True)
+    _turn_dropout_off(network)
+    return network
+
+
+def _use_float32_head(network: PreTrainedModel) -> Any:
+    head = head_of(network)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"The head of a {type(network).__name__} is a {type(head).__name__}; a critic needs a linear layer."
+        )
+    head.__class__ = Float32Head
+    return head.float()
+
+
+def _turn_dropout_off(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # attention layers keep a number
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
+    from peft import PeftConfig, TaskType, get_peft_model
+
+    if not isinstance(peft_config, PeftConfig):
+        raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
+    dropout = getattr(peft_config, "lora_dropout", 0)
+    if dropout:
+        raise ValueError(
+            f"`critic_peft_config` has lora_dropout={dropout}, but dropout would make values noisy: a "
+            "critic is trained without. Set it to 0."
+        )
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = TaskType.TOKEN_CLS  # which trains the head and saves it with the adapters
+    excluded = getattr(peft_config, "exclude_modules", None)
+    if not isinstance(excluded, str):  # "all-linear" would put an adapter on the head as well
+        peft_config.exclude_modules = {*(excluded or ()), *_HEADS}
+    # The base is bf16 or quantized where adapters are used with ZeRO-3, which wants one dtype.
+    network = get_peft_model(network, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    head = head_of(network.get_base_model())
+    if not any(p.requires_grad for p in head.parameters()):
+        raise ValueError("`critic_peft_config` leaves the head of the critic untrained.")
+    return network
+
+
+def _whole(module: nn.Module):
+    """All of a module's weights on this process, also where ZeRO-3 has split them as they were made."""
+    parameters = list(module.parameters())
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return torch.no_grad()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)

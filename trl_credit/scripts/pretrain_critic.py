@@ -1,0 +1,35 @@
+"""What `trl-credit pretrain-critic` runs in each process: `trl-credit vapo`, up to where the policy moves."""
+
+from pathlib import Path
+
+from trl_credit import VAPOConfig, VAPOTrainer
+from trl_credit.networks.publish import push_critic
+from trl_credit.scripts import grpo_parser
+from trl_credit.trainers.critic.critic_trainer import CRITIC_FOLDER
+from trl_credit.trl_seam import run_grpo_script
+
+
+class CriticPretrainer(VAPOTrainer):
+    """Its training is the pretraining; what it saves and publishes is the critic."""
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if self.only_pretrains:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        return self.pretrain_critic(resume_from_checkpoint)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if _internal_call:  # of a checkpoint, which has to hold the policy too
+            super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(self, *args, **kwargs):
+        if self.accelerator.is_main_process:
+            repo = str(self.args.critic_hub_model_id or self.hub_model_id)
+            push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, repo, self.args)
+
+
+def make_parser(prog: str | None = None):
+    return grpo_parser(VAPOConfig, prog)
+
+
+if __name__ == "__main__":
+    run_grpo_script(CriticPretrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))

@@ -1,0 +1,5 @@
+from .critic_config import CriticConfig
+from .critic_trainer import CriticTrainer
+
+
+__all__ = ["CriticConfig", "CriticTrainer"]

@@ -1,0 +1,212 @@
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...critic_engine import CriticEngine, CriticOptimization, seeded
+from ...networks.publish import push_critic, write_critic_card
+from ...trl_seam import CreditTrainer
+from .critic_config import CriticConfig
+
+
+# Where in a saved policy the critic lies.
+CRITIC_FOLDER = "critic"
+
+
+class PretrainingDone(Exception):
+    """Ends a run that was to pretrain the critic and no more."""
+
+
+class CriticTrainer(CreditTrainer):
+    """
+    A trainer with a critic beside the policy: it makes, pretrains, updates, saves and resumes it. Subclasses say what
+    network it is, what its loss is, and, in [`CreditTrainer.assign_credit`], what its values are for.
+    """
+
+    args: CriticConfig
+    critic: Any
+    processing_class: Any
+    config_class = CriticConfig
+    folders_of_networks = (CRITIC_FOLDER,)
+    # Of the latest rollout; NaN when its returns do not vary.
+    explained_variance: float = float("nan")
+
+    def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
+        policy = model
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        if critic is not None and self.args.critic_model_name_or_path is not None:
+            raise ValueError(
+                f"The critic is given twice: `critic` and `critic_model_name_or_path="
+                f"{self.args.critic_model_name_or_path!r}`. Drop one of them."
+            )
+        if critic_peft_config is not None and self.args.critic_peft_config is not None:
+            raise ValueError("`critic_peft_config` is given twice: to the trainer and in its config. Drop one of them.")
+        if critic_peft_config is None and self.args.critic_peft_config is not None:
+            from peft import LoraConfig
+
+            critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
+        critic = critic if critic is not None else self.args.critic_model_name_or_path
+        with seeded(self.args.seed):
+            self.critic = self.make_critic(policy, critic, critic_peft_config)
+        self._engine: CriticEngine | None = None
+        self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
+        self.only_pretrains = False
+
+    # --- What a subclass says
+
+    def make_critic(self, policy, critic, peft_config) -> nn.Module:
+        """The network, from the trainer's `critic` argument, or from the policy if that is None."""
+        raise NotImplementedError
+
+    def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
+        """Sum of the critic's loss over what counts in a micro-batch."""
+        raise NotImplementedError
+
+    def critic_count(self, inputs: dict) -> torch.Tensor:
+        """How much counts in it."""
+        raise NotImplementedError
+
+    # --- The critic in the run
+
+    @property
+    def engine(self) -> CriticEngine:
+        """The critic's engine. It is made when it is first needed, for the policy's must be there before."""
+        if self._engine is None:
+            checkpointing = self.args.critic_gradient_checkpointing
+            self._engine = CriticEngine(
+                self.critic,
+                self.accelerator,
+                CriticOptimization(
+                    learning_rate=self.args.critic_learning_rate,
+                    total_steps=self.args.critic_pretraining_steps
+                    + self.state.max_steps * self.args.critic_updates_per_step,
+                    scheduler=self.args.critic_lr_scheduler_type,
+                    warmup_steps=self.args.critic_warmup_steps,
+                    weight_decay=self.args.critic_weight_decay,
+                    betas=(self.args.adam_beta1, self.args.adam_beta2),
+                    eps=self.args.adam_epsilon,
+                    max_grad_norm=self.args.critic_max_grad_norm,
+                    gradient_checkpointing=(
+                        not self.args.critic_share_base  # whose base has it from the policy
+                        and (self.args.gradient_checkpointing if checkpointing is None else checkpointing)
+                    ),
+                    gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                ),
+            )
+            self.critic = self._engine.network
+        return self._engine
+
+    def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
+        """One update on the micro-batches of an optimizer step."""
+        started = time.perf_counter()
+        result = self.engine.update(micro_batches, self.critic_loss, self.critic_count)
+        if result is not None:
+            self.log_value("train", f"{prefix}/loss", result["loss"])
+            self.log_value("train", f"{prefix}/grad_norm", result["grad_norm"])
+            self.log_value("train", f"{prefix}/learning_rate", result["learning_rate"])
+            self.log_value("train", f"{prefix}/update_time", time.perf_counter() - started)
+        return result
+
+    def finish_step(self, micro_batches: list[dict]) -> None:
+        for _ in range(self.args.critic_updates_per_step):
+            self.update_critic(micro_batches)
+
+    # --- Pretraining
+
+    def begin_training(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+        if not self._pretraining["pretraining_done"]:
+            self._pretrain(checkpoint)
+        if self.only_pretrains:
+            raise PretrainingDone
+
+    def pretrain_critic(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, int]:
+        """
+        Fit the critic to rollouts of the policy, which does not move, for `critic_pretraining_steps` updates, and save
+        it in the folder `critic` of `output_dir`. Give that folder to a later run as its `critic`, with
+        `critic_pretraining_steps=0`.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Go on from a checkpoint of an interrupted pretraining, as in [`~transformers.Trainer.train`].
+
+        Returns:
+            `dict`: The number of `pretraining_steps` and `pretraining_rollouts` made.
+        """
+        if self.args.critic_pretraining_steps == 0:
+            raise ValueError(
+                "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want."
+            )
+        self.only_pretrains = True
+        try:
+            self.train(resume_from_checkpoint=resume_from_checkpoint)
+        except PretrainingDone:
+            self.is_in_train = False
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        finally:
+            self.only_pretrains = False
+        self.save_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER)
+        return dict(self._pretraining)
+
+    def _pretrain(self, checkpoint: str | None) -> None:
+        progress = self._pretraining
+        steps = self.args.critic_pretraining_steps
+        rollouts = self.rollouts(skip=progress["pretraining_rollouts"], checkpoint=checkpoint)
+        next_save = progress["pretraining_steps"] + self.args.save_steps
+        while progress["pretraining_steps"] < steps:
+            losses = []
+            for step in next(rollouts)[: steps - progress["pretraining_steps"]]:
+                self.begin_step(step, "train")
+                result = self.update_critic(step, "critic_pretraining")
+                progress["pretraining_steps"] += 1
+                losses.append(result["loss"] if result else float("nan"))
+                if progress["pretraining_steps"] % max(int(self.args.logging_steps), 1) == 0:
+                    self.log({"critic_pretraining/step": progress["pretraining_steps"]})
+            progress["pretraining_rollouts"] += 1
+            if self._pretraining_is_enough(losses):
+                break
+            if self.args.save_strategy == "steps" and next_save <= progress["pretraining_steps"] < steps:
+                next_save += self.args.save_steps
+                self.save_checkpoint()
+        progress["pretraining_done"] = 1
+        # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on
+        # are the same.
+        if steps and self.args.save_strategy != "no":
+            self.save_checkpoint()
+
+    def _pretraining_is_enough(self, losses: list[float]) -> bool:
+        loss, variance = (
+            self.args.critic_pretraining_loss_threshold,
+            self.args.critic_pretraining_explained_variance_threshold,
+        )
+        if loss is None and variance is None:
+            return False
+        return (loss is None or max(losses) <= loss) and (variance is None or self.explained_variance >= variance)
+
+    # --- Saving
+
+    def save_critic(self, folder: str | Path) -> None:
+        """Save the critic in plain `save_pretrained` form. Every process must call this."""
+        self.engine.save(folder)
+        if self.accelerator.is_main_process:
+            self.processing_class.save_pretrained(folder)
+            write_critic_card(Path(folder), self)
+
+    def save_networks(self, folder: Path) -> None:
+        self.save_critic(folder / CRITIC_FOLDER)
+
+    def policy_alone(self):
+        return self.critic.hidden() if self.args.critic_share_base else super().policy_alone()
+
+    def save_training_state(self, folder: Path) -> None:
+        self.engine.save_state(folder, **self._pretraining)
+
+    def push_to_hub(self, *args, **kwargs):
+        """As TRL's; the critic goes along as the folder `critic`, or to a repository of its own."""
+        result = super().push_to_hub(*args, **kwargs)
+        if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
+            push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
+        return result

@@ -1,0 +1,213 @@
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
+from ...credit.value_loss import clip_share, squared_error
+from ...networks.shared_base import share_base
+from ...networks.token_critic import make_token_critic, read_values, refuse_images
+from ...trl_seam import LossTerms, critic_source
+from ..critic.critic_trainer import CriticTrainer
+from ..critic.value_report import extremes, fit_report, value_means
+from .vapo_config import VAPOConfig
+
+
+class VAPOTrainer(CriticTrainer):
+    """
+    Trainer for VAPO: policy optimization with token-level advantages from a learned critic. VC-PPO and PPO are settings
+    of it.
+
+    The method was introduced in [VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning
+    Tasks](https://huggingface.co/papers/2504.05118). Arguments are those of [`~trl.GRPOTrainer`], with `args` a
+    [`VAPOConfig`], and two more.
+
+    Args:
+        critic (`str`, `Path` or `PreTrainedModel`, *optional*):
+            What the critic starts from: a path or Hub id of a causal LM, of a reward model (its head is kept) or of a
+            critic, or a model. Default: the policy's checkpoint, with a fresh head.
+        critic_peft_config (`~peft.PeftConfig`, *optional*):
+            Train adapters and the head of the critic instead of all its weights.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl.rewards import accuracy_reward
+    from trl_credit import VAPOConfig, VAPOTrainer
+
+    trainer = VAPOTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=accuracy_reward,
+        args=VAPOConfig("Qwen2.5-0.5B-VAPO"),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-credit", "vapo"]
+    _name = "VAPO"
+    _paper = {
+        "title": "VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning Tasks",
+        "id": "2504.05118",
+        # docstyle-ignore
+        "citation": """\
+@article{yue2025vapo,
+    title        = {{VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning Tasks}},
+    author       = {Yu Yue and Yufeng Yuan and Qiying Yu and Xiaochen Zuo and Ruofei Zhu and others},
+    year         = 2025,
+    eprint       = {arXiv:2504.05118},
+}""",
+    }
+    args: VAPOConfig
+    config_class = VAPOConfig
+    takes_token_rewards = True
+
+    # --- The critic
+
+    def make_critic(self, policy, critic, peft_config) -> nn.Module:
+        if self.args.critic_share_base:
+            if critic is not None:
+                raise ValueError("`critic` has no effect with `critic_share_base=True`: the base is the policy's.")
+            return share_base(self.model, self.accelerator, peft_config, self.args.critic_initial_value)
+        source: Any = critic
+        init_kwargs: Any = self.args.critic_model_init_kwargs
+        if critic is None:
+            source = critic_source(policy)
+            if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
+                shared: Any = self.args.model_init_kwargs or {}
+                shared = {name: value for name, value in shared.items() if value is not None}
+                shared.pop("quantization_config", None)
+                init_kwargs = {**shared, **(init_kwargs or {})}
+        return make_token_critic(source, self.args.critic_initial_value, peft_config, init_kwargs)
+
+    def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
+        mask = inputs["critic_mask"]
+        values = read_values(network, inputs)[:, :-1]
+        clip_range = self._clip_range
+        loss = squared_error(values, inputs["returns"], inputs["values"], clip_range)
+        if clip_range is not None:
+            clipped = clip_share(values, inputs["values"], clip_range) & mask
+            self.log_means("train", {"critic/clipped_values": (clipped.sum(), mask.sum())})
+        # What is masked must not reach the sum even as 0 · NaN, but its values stay in the graph.
+        return torch.where(mask, loss, 0).sum()
+
+    def critic_count(self, inputs: dict) -> torch.Tensor:
+        return inputs["critic_mask"].sum()
+
+    @property
+    def _clip_range(self) -> float | None:
+        return self.args.critic_clip_range if self._pretraining["pretraining_done"] else None
+
+    # --- Credit
+
+    @torch.no_grad()
+    def values(self, rollout: dict) -> torch.Tensor:
+        """Values of the states of a rollout, shape `(B, T + 1)`; see [`~trl_credit.networks.read_values`]."""
+        refuse_images(rollout)
+        size = self.args.per_device_train_batch_size
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        chunks = zip(*(rollout[name].split(size) for name in names), strict=True)
+        parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
+        return torch.cat([self.engine.evaluate(partial(_read, part)) for part in parts])
+
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+        scored = rewards.isfinite()
+        mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
+        states = self.values(rollout)
+        values = torch.where(mask, states[:, :-1], 0)
+        ends = rollout["completion_mask"].sum(1, keepdim=True)
+        cut_off = self.is_cut_off(rollout)
+        bootstrap = None
+        if self.args.truncation == "bootstrap":
+            bootstrap = torch.where(cut_off, states.gather(1, ends).squeeze(1), 0)
+        earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
+        gamma = self.args.gamma
+
+        lam = self._policy_lambda(mask)
+        advantages, _ = gae(earned, values, mask, gamma, lam, bootstrap)
+        _, returns = gae(earned, values, mask, gamma, self.args.critic_lambda, bootstrap)
+        right = torch.nan_to_num(rewards, nan=-torch.inf) > self.args.positive_reward_threshold
+        self._report(values, monte_carlo_returns(earned, mask, gamma), mask, cut_off, right, lam)
+        if self.args.whiten_advantages:
+            advantages = whiten(advantages, mask, self.total)
+
+        self.add_column(
+            "values", [v[m].tolist() for v, m in zip(values.cpu(), self.trained_tokens(rollout).cpu(), strict=True)]
+        )
+        return {
+            **rollout,
+            "values": values,
+            "returns": returns,
+            "advantages": advantages,
+            "critic_mask": mask,
+            "positive": mask & right.unsqueeze(1),
+        }
+
+    def _policy_lambda(self, mask: torch.Tensor) -> torch.Tensor:
+        lengths = mask.sum(1)
+        if self.args.policy_lambda == "length_adaptive":
+            return length_adaptive_lambda(lengths, self.args.length_adaptive_alpha)
+        if self.args.policy_lambda == "relative_position":
+            return relative_position_lambda(lengths, self.args.relative_position_weight)
+        return torch.full(lengths.shape, float(self.args.policy_lambda), dtype=torch.float64, device=mask.device)
+
+    # --- The policy's loss
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        self.token_mean_over_step(micro_batches, mode)
+        positive = self.total(sum(inputs["positive"].sum() for inputs in micro_batches))
+        for inputs in micro_batches:
+            inputs["num_positive_tokens"] = positive
+
+    def extra_loss(self, terms: LossTerms, inputs: dict, mode: str) -> torch.Tensor | None:
+        if self.args.positive_lm_coef == 0:
+            return None
+        positive, tokens = inputs["positive"], inputs["num_positive_tokens"]
+        nll = -torch.where(positive, terms.logps.float(), 0).sum()
+        self.log_means(
+            mode,
+            {
+                "positive_lm/loss": (nll, positive.sum()),
+                "positive_lm/share": (positive.any(1).sum(), positive.shape[0]),
+            },
+        )
+        # One mean over the positive tokens of the optimizer step: processes are averaged after this.
+        return self.args.positive_lm_coef * nll * self.accelerator.num_processes / tokens.clamp(min=1)
+
+    # --- What is logged
+
+    def _report(self, values, returns, mask, cut_off, right, lam) -> None:
+        mode = "train" if self.model.training else "eval"
+        known = mask
+        if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
+            known = mask & ~cut_off.unsqueeze(1)
+        generations = self.num_generations if mode == "train" else self.num_generations_eval
+        fit = fit_report(self, values, returns, known, generations or 1)
+        self.explained_variance = fit["explained_variance"]
+        low, high = extremes(self, values, mask)
+        lam_low, lam_high = extremes(self, lam, mask.any(1))
+        for name, value in {
+            **{f"critic/{name}": value for name, value in fit.items()},
+            "critic/value_min": low,
+            "critic/value_max": high,
+            "policy_lambda/min": lam_low,
+            "policy_lambda/max": lam_high,
+        }.items():
+            self.log_value(mode, name, value)
+        means = value_means(values, mask, right)
+        rows = mask.any(1)
+        self.log_means(
+            mode,
+            {
+                **{f"critic/value_{name}": pair for name, pair in means.items()},
+                "critic/return_mean": (torch.where(known, returns, 0).sum(), known.sum()),
+                "policy_lambda/mean": (torch.where(rows, lam, 0).sum(), rows.sum()),
+            },
+        )
+
+
+def _read(inputs: dict, network: nn.Module) -> torch.Tensor:
+    return read_values(network, inputs)
