@@ -8,7 +8,12 @@ folder=${1:-.venv} extras=${2:-quickstart}
 stamp="$folder/.installed-$(cat pyproject.toml <(echo "$extras") | cksum | cut -d' ' -f1)"
 [ -e "$stamp" ] && exit 0
 
-[ -x "$folder/bin/python" ] || "${PYTHON:-python3}" -m venv "$folder"
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "Python 3.11 or later is needed, and $python is $("$python" --version). Set PYTHON to another one." >&2
+    exit 1
+}
+[ -x "$folder/bin/python" ] || "$python" -m venv "$folder"
 pip() { "$folder/bin/python" -m pip --disable-pip-version-check install --quiet "$@"; }
 if ! "$folder/bin/python" -c "import torch" 2>/dev/null; then
     echo "Installing PyTorch ..."
