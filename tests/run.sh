@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 bash examples/install.sh .venv test,docs
-.venv/bin/python -m pytest tests --ignore tests/with_vllm --numprocesses 2 --dist loadgroup --durations 10 "$@"
+.venv/bin/python -m pytest tests --ignore tests/with_vllm --numprocesses 2 --dist loadfile --durations 15 "$@"
 if [ -z "${SKIP_VLLM:-}" ]; then
     bash tests/with_vllm/make_env.sh .venv-vllm
     .venv-vllm/bin/python -m pytest tests/with_vllm "$@"
