@@ -1,145 +1,160 @@
-"""A critic that is a second adapter and a head on the policy's frozen base: one set of base weights in memory."""
+"""A critic on the policy's frozen base: adapters and a head of its own, one set of base weights in memory.
+
+The critic is a network like any LoRA critic, except that the parameters under its adapters *are* the policy's, the same
+objects. The policy's modules do not know of it: its names, its adapters, what of it is merged, saved or sent to vLLM
+are what they are without a critic.
+"""
 
 import copy
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import init_empty_weights
+from accelerate.utils import is_peft_model
 from torch import nn
-from transformers.modeling_outputs import TokenClassifierOutput
+from transformers import AutoModelForTokenClassification, PreTrainedModel
 
-from .token_critic import Float32Head
-
-
-ADAPTER = "critic"
+from .token_critic import add_saved_adapters, finish_token_critic, head_of
 
 
-class SharedBaseCritic(nn.Module):
+# Other initialisations take a part of the base away, of which there is only one.
+_INITS_THAT_SPARE_THE_BASE = (True, False, "gaussian", "orthogonal")
+
+
+def make_shared_base_critic(
+    policy: Any,
+    source: str | Path | None = None,
+    initial_value: float = 0.0,
+    peft_config=None,
+) -> nn.Module:
     """
-    The critic's adapter and head. It reads the base's last hidden states, and only within [`active`] has its adapter
-    the place of the policy's.
+    Make a critic out of the frozen weights of a policy with adapters.
 
     Args:
         policy (`~peft.PeftModel`):
-            The policy, a causal LM with LoRA adapters.
-        peft_config (`~peft.LoraConfig`):
-            The critic's adapter.
+            The policy. Nothing of it is changed.
+        source (`str` or `Path`, *optional*):
+            Folder of the adapters and the head of an earlier critic on the same base. Default: fresh ones, so that
+            every value is `initial_value` until the first update.
         initial_value (`float`, *optional*, defaults to `0.0`):
-            What the fresh head answers everywhere.
+            What a fresh head answers everywhere.
+        peft_config (`~peft.LoraConfig`, *optional*):
+            Adapters of a fresh critic. Default: those of the policy, without dropout.
+
+    Returns:
+        `~peft.PeftModel`: The critic. It saves and loads as any critic with adapters, see
+        [`~trl_credit.networks.token_critic.make_token_critic`].
+
+    Raises:
+        ValueError: If the policy has no adapters, or its base is not frozen, is quantized, lies on several devices or
+            was changed when the adapters were made; if `source` holds no adapters of this base; if `peft_config` would
+            change the base.
     """
-
-    def __init__(self, policy: Any, peft_config: Any, initial_value: float = 0.0):
-        from peft import LoraConfig
-
-        super().__init__()
-        if not isinstance(peft_config, LoraConfig) or peft_config.modules_to_save or peft_config.lora_dropout:
-            raise ValueError(
-                "`critic_share_base` needs a `LoraConfig` without `modules_to_save` and dropout for the critic, got "
-                f"{peft_config}."
-            )
-        self._policy = (policy,)  # in a tuple: the critic's parameters are its own only
-        peft_config = copy.deepcopy(peft_config)
-        peft_config.inference_mode = False
-        policy.add_adapter(ADAPTER, peft_config)
-        adapters = [p for name, p in policy.named_parameters() if f".{ADAPTER}." in name]
-        for parameter in adapters:  # until the policy's optimizer and DDP have been made of what requires a gradient
-            parameter.requires_grad_(False)
-        self.adapters = nn.ParameterList(adapters)
-        self.score = Float32Head(policy.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.score.weight)
-        nn.init.constant_(self.score.bias, initial_value)
-        self.score.to(adapters[0].device)
-
-    @property
-    def policy(self) -> Any:
-        return self._policy[0]
-
-    @property
-    def peft_config(self):
-        return self.policy.peft_config
-
-    def make_trainable(self) -> None:
-        """To be called when the policy's optimizer and DDP have been made."""
-        for parameter in self.parameters():
-            parameter.requires_grad_(True)
-
-    @contextmanager
-    def active(self):
-        """Around forward and backward of the critic: gradient checkpointing goes forward again in the latter."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.policy.modules() if isinstance(module, BaseTunerLayer)]
-        kept = [layer._active_adapter for layer in layers]
-        for layer in layers:
-            layer._active_adapter = [ADAPTER]
-        try:
-            yield
-        finally:
-            for layer, adapters in zip(layers, kept, strict=True):
-                layer._active_adapter = adapters
-
-    @contextmanager
-    def hidden(self):
-        """Around the saving of the policy: it saves no other adapters than its own."""
-        own = [name for name in self.policy.peft_config if name != ADAPTER]
-        self.policy.save_pretrained = partial(self.policy.save_pretrained, selected_adapters=own)
-        try:
-            yield
-        finally:
-            del self.policy.save_pretrained
-
-    def forward(self, input_ids, attention_mask=None, position_ids=None) -> TokenClassifierOutput:
-        base = self.policy.get_base_model().base_model
-        states = base(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
-        return TokenClassifierOutput(logits=self.score(states))
-
-    def save_pretrained(self, folder, state_dict: dict | None = None) -> None:
-        """As a token-classification adapter with its head, which loads on a base of its own."""
-        from peft import TaskType, get_peft_model_state_dict
-        from safetensors.torch import save_file
-
-        weights = get_peft_model_state_dict(self.policy, adapter_name=ADAPTER)
-        weights |= {f"base_model.model.score.{name}": p.detach() for name, p in self.score.named_parameters()}
-        config = copy.deepcopy(self.policy.peft_config[ADAPTER])
-        config.task_type, config.modules_to_save, config.inference_mode = TaskType.TOKEN_CLS, ["score"], True
-        config.base_model_name_or_path = self.policy.get_base_model().config.name_or_path
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
-            Path(folder) / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-        config.save_pretrained(folder)
-
-
-def share_base(policy: Any, accelerator, peft_config, initial_value: float) -> SharedBaseCritic:
-    """
-    A [`SharedBaseCritic`] on a policy, or an error that says why there can be none.
-
-    Args:
-        policy (`nn.Module`):
-            The policy; it must have adapters.
-        accelerator (`Accelerator`):
-            The run's accelerator: one process, or DDP.
-        peft_config (`~peft.PeftConfig` or `None`):
-            The critic's adapter; by default one like the policy's.
-        initial_value (`float`):
-            What the fresh head answers everywhere.
-    """
-    from accelerate.utils import DistributedType, is_peft_model
-
     if not is_peft_model(policy):
         raise ValueError(
-            "`critic_share_base=True` needs a policy with adapters, whose base does not change: pass `peft_config`."
+            f"`critic_share_base=True` needs a policy with adapters on a frozen base, got a {type(policy).__name__}. "
+            "Pass the trainer a `peft_config`, or a `PeftModel`."
         )
-    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+    policy_config = policy.peft_config[policy.active_adapter]
+    _refuse_changed_base(policy_config, "The policy's adapters")
+    if source is not None:
+        _refuse_other_base(source, policy.get_base_model())
+        return add_saved_adapters(_borrow(policy), source, peft_config)
+    network = _borrow(policy)
+    peft_config = _without_extras(policy_config) if peft_config is None else peft_config
+    _refuse_unfit(peft_config)
+    return finish_token_critic(network, initial_value, peft_config)
+
+
+def _borrow(policy: Any) -> PreTrainedModel:
+    """A model for token classification of the policy's own parameters, with a head that has no values yet."""
+    base = policy.get_base_model()
+    if getattr(base.config, "quantization_config", None) is not None:
         raise ValueError(
-            "`critic_share_base=True` works on one process and with DDP, not with "
-            f"{accelerator.distributed_type.value}: there the base belongs to the policy's engine. Use "
-            "`critic_peft_config` without it."
+            "`critic_share_base=True` cannot share a quantized base. Load the policy in bfloat16 or float32, or give "
+            "the critic a network of its own with `critic_peft_config`."
         )
-    config = peft_config if peft_config is not None else policy.peft_config["default"]
-    return SharedBaseCritic(policy, config, initial_value)
+    config = copy.deepcopy(base.config)
+    config.num_labels = 1
+    with init_empty_weights(include_buffers=False):
+        network = AutoModelForTokenClassification.from_config(config, dtype=base.dtype)
+    head = head_of(network)
+    head.to_empty(device=base.device)
+    own = {id(p) for p in head.parameters()}
+    lent = {_name_without_adapters(name): p for name, p in base.named_parameters(remove_duplicate=False)}
+    lent |= {_name_without_adapters(name): b for name, b in base.named_buffers(remove_duplicate=False)}
+    wanted = [name for name, p in network.named_parameters() if id(p) not in own]
+    lacking = [name for name in wanted if name not in lent]
+    if lacking:
+        raise ValueError(f"A {type(base).__name__} lacks weights of a {type(network).__name__}: {lacking[:5]}.")
+    trained = [name for name in wanted if lent[name].requires_grad]
+    if trained:
+        raise ValueError(
+            f"`critic_share_base=True` needs a frozen base, but the policy trains {trained[:5]} of it. Use a LoRA "
+            "config with `bias='none'`."
+        )
+    devices = sorted({str(lent[name].device) for name in wanted})
+    if len(devices) > 1:
+        raise ValueError(f"`critic_share_base=True` needs a base on one device, got {devices}. Load the policy on one.")
+    for name in wanted + [name for name, _ in network.named_buffers() if name in lent]:
+        module, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(module), leaf, lent[name])
+    network.name_or_path = base.name_or_path
+    return network
+
+
+def _name_without_adapters(name: str) -> str:
+    """PEFT moves what it adapts to `base_layer`, and what it copies to `original_module`."""
+    return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
+
+
+def _without_extras(policy_config):
+    """The policy's adapters as a critic can have them."""
+    peft_config = copy.deepcopy(policy_config)
+    peft_config.inference_mode = False
+    for name, none in (("lora_dropout", 0.0), ("modules_to_save", None), ("trainable_token_indices", None)):
+        if hasattr(peft_config, name):
+            setattr(peft_config, name, none)
+    return peft_config
+
+
+def _refuse_unfit(peft_config) -> None:
+    from peft import LoraConfig
+
+    if not isinstance(peft_config, LoraConfig):
+        raise TypeError(
+            f"`critic_share_base=True` needs a `peft.LoraConfig` for the critic, got {type(peft_config).__name__}. "
+            "Pass one as `critic_peft_config`."
+        )
+    if peft_config.bias != "none":
+        raise ValueError(
+            f"`critic_peft_config` has bias={peft_config.bias!r}, which would train biases that the critic shares with "
+            "the policy. Set it to 'none'."
+        )
+    _refuse_changed_base(peft_config, "`critic_peft_config`")
+
+
+def _refuse_changed_base(peft_config, whose: str) -> None:
+    init = getattr(peft_config, "init_lora_weights", True)
+    if init not in _INITS_THAT_SPARE_THE_BASE:
+        raise ValueError(
+            f"{whose}: init_lora_weights={init!r} changes the base weights, which `critic_share_base=True` shares. "
+            f"Use one of {_INITS_THAT_SPARE_THE_BASE}."
+        )
+
+
+def _refuse_other_base(source, base: PreTrainedModel) -> None:
+    from peft import PeftConfig
+
+    if isinstance(source, nn.Module) or not (Path(source) / "adapter_config.json").is_file():
+        given = f"a {type(source).__name__}" if isinstance(source, nn.Module) else repr(str(source))
+        raise ValueError(
+            "With `critic_share_base=True` the critic can start from the policy's base (give no `critic`) or from a "
+            f"local folder with the adapters of an earlier critic, got {given}."
+        )
+    trained_on = PeftConfig.from_pretrained(source).base_model_name_or_path
+    if trained_on != base.name_or_path:
+        raise ValueError(
+            f"The critic {str(source)!r} has adapters for {trained_on!r}, but the policy's base, which "
+            f"`critic_share_base=True` shares, is {base.name_or_path!r}."
+        )

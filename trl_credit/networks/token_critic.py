@@ -67,6 +67,25 @@ def make_token_critic(
         return _from_adapter(source, peft_config, kwargs)
     else:
         network, fresh = _from_checkpoint(str(source), kwargs)
+    return finish_token_critic(network, initial_value, peft_config, fresh)
+
+
+def finish_token_critic(
+    network: PreTrainedModel, initial_value: float = 0.0, peft_config=None, fresh: bool = True
+) -> nn.Module:
+    """
+    What every critic gets: a head in float32, no dropout, and adapters if asked for.
+
+    Args:
+        network (`PreTrainedModel`):
+            A model for token classification with one label.
+        initial_value (`float`, *optional*, defaults to `0.0`):
+            What a fresh head answers everywhere.
+        peft_config (`~peft.PeftConfig`, *optional*):
+            Train adapters and the head instead of all weights.
+        fresh (`bool`, *optional*, defaults to `True`):
+            The head has not learned anything.
+    """
     network.config.use_cache = False
     head = _use_float32_head(network)
     if fresh:
@@ -78,7 +97,7 @@ def make_token_critic(
         raise ValueError(f"{type(network).__name__} has a head without bias, which cannot start at {initial_value}.")
     _turn_dropout_off(network)
     if peft_config is not None:
-        network = _add_adapters(network, peft_config)
+        network = _add_adapters(network, peft_config)  # type: ignore[assignment]
     return network
 
 
@@ -179,17 +198,33 @@ def _from_model(source: PreTrainedModel) -> tuple[PreTrainedModel, bool]:
 
 
 def _from_adapter(source, peft_config, kwargs: dict) -> nn.Module:
-    """A critic with adapters, as an earlier run saved it; it trains on."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
-    if peft_config is not None:
-        raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     base = PeftConfig.from_pretrained(source).base_model_name_or_path
     network: Any
     network, _ = _from_checkpoint(base, kwargs)
+    return add_saved_adapters(network, source, peft_config)
+
+
+def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config=None) -> nn.Module:
+    """
+    A critic with the adapters and the head of an earlier run; it trains on.
+
+    Args:
+        network (`PreTrainedModel`):
+            A model for token classification with one label, the base of the adapters.
+        source (`str` or `Path`):
+            Folder of the adapters.
+        peft_config (`~peft.PeftConfig`, *optional*):
+            Must be `None`: they have theirs.
+    """
+    from peft import PeftModel
+
+    if peft_config is not None:
+        raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     network.config.use_cache = False
     _use_float32_head(network)
-    network = PeftModel.from_pretrained(network, source, is_trainable=True)
+    network = PeftModel.from_pretrained(network, source, is_trainable=True)  # type: ignore[assignment]
     _turn_dropout_off(network)
     return network
 

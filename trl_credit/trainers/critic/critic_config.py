@@ -156,7 +156,7 @@ class CriticConfig(GRPOConfig):
                 "multiple."
             )
         if self.critic_share_base:
-            for option in ("critic_model_name_or_path", "critic_model_init_kwargs", "critic_gradient_checkpointing"):
+            for option in ("critic_model_init_kwargs",):
                 if getattr(self, option) is not None:
                     raise ValueError(
                         f"{name}: `{option}={getattr(self, option)!r}` has no effect with `critic_share_base=True`: "

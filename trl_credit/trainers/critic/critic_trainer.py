@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 
 from ...critic_engine import CriticEngine, CriticOptimization, seeded
@@ -48,6 +49,8 @@ class CriticTrainer(CreditTrainer):
 
             critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
+        if self.args.critic_share_base:
+            _refuse_split_base(self.accelerator)
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
@@ -89,8 +92,7 @@ class CriticTrainer(CreditTrainer):
                     eps=self.args.adam_epsilon,
                     max_grad_norm=self.args.critic_max_grad_norm,
                     gradient_checkpointing=(
-                        not self.args.critic_share_base  # whose base has it from the policy
-                        and (self.args.gradient_checkpointing if checkpointing is None else checkpointing)
+                        self.args.gradient_checkpointing if checkpointing is None else checkpointing
                     ),
                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
                 ),
@@ -198,9 +200,6 @@ class CriticTrainer(CreditTrainer):
     def save_networks(self, folder: Path) -> None:
         self.save_critic(folder / CRITIC_FOLDER)
 
-    def policy_alone(self):
-        return self.critic.hidden() if self.args.critic_share_base else super().policy_alone()
-
     def save_training_state(self, folder: Path) -> None:
         self.engine.save_state(folder, **self._pretraining)
 
@@ -210,3 +209,12 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result
+
+
+def _refuse_split_base(accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind != DistributedType.NO and not kind.name.startswith("MULTI_"):
+        raise ValueError(
+            f"`critic_share_base=True` works on one process and with DDP, got {kind.value}, which takes hold of a "
+            "network's weights. Give the critic a base of its own with `critic_peft_config` alone."
+        )

@@ -6,7 +6,7 @@ from torch import nn
 
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import clip_share, squared_error
-from ...networks.shared_base import share_base
+from ...networks.shared_base import make_shared_base_critic
 from ...networks.token_critic import make_token_critic, read_values, refuse_images
 from ...trl_seam import LossTerms, critic_source
 from ..critic.critic_trainer import CriticTrainer
@@ -69,9 +69,7 @@ class VAPOTrainer(CriticTrainer):
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         if self.args.critic_share_base:
-            if critic is not None:
-                raise ValueError("`critic` has no effect with `critic_share_base=True`: the base is the policy's.")
-            return share_base(self.model, self.accelerator, peft_config, self.args.critic_initial_value)
+            return make_shared_base_critic(self.model, critic, self.args.critic_initial_value, peft_config)
         source: Any = critic
         init_kwargs: Any = self.args.critic_model_init_kwargs
         if critic is None:
