@@ -1,7 +1,7 @@
 """A second network trained beside the policy: its optimizer, schedule, clipping, processes and checkpoints."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,6 @@ class CriticEngine:
     def __init__(self, network: nn.Module, accelerator: Accelerator, settings: CriticOptimization):
         self.network, self.accelerator, self.settings = network, accelerator, settings
         self.steps = 0
-        if hasattr(network, "make_trainable"):
-            self.network.make_trainable()
         if settings.gradient_checkpointing:
             _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
@@ -98,7 +96,7 @@ class CriticEngine:
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
         """`forward(network)` without gradients. Every process must call it equally often."""
-        with self._active(), self.accelerator.autocast():
+        with self.accelerator.autocast():
             return forward(self.module)
 
     def update(
@@ -134,7 +132,7 @@ class CriticEngine:
         try:
             for i, micro_batch in enumerate(micro_batches):
                 last = i + 1 == len(micro_batches)
-                with self._active(), self.backend.micro_batch(last):
+                with self.backend.micro_batch(last):
                     with self.accelerator.autocast():
                         value = loss(self.module, micro_batch)
                     # Every engine averages gradients over processes.
@@ -195,11 +193,6 @@ class CriticEngine:
         self.schedule.load_state_dict(extra["schedule"])
         self.steps = extra["steps"]
         return extra["counters"]
-
-    def _active(self):
-        # A critic on the policy's base takes its place there.
-        active = getattr(self.network, "active", None)
-        return nullcontext() if active is None else active()
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         trained = [p for p in network.parameters() if p.requires_grad]

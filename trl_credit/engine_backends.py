@@ -88,8 +88,7 @@ class LocalBackend:
     def save_state(self, folder: Path, extra: dict) -> None:
         """Save what a resumed run needs beyond the `save_pretrained` folder. Every process must call this."""
         state = {"optimizer": self.optimizer_state(), **extra}
-        # Few, and their names on disk are others.
-        if is_peft_model(self.network) or hasattr(self.network, "make_trainable"):
+        if is_peft_model(self.network):  # few, and their names on disk are others
             trained = {name for name, p in self.network.named_parameters() if p.requires_grad}
             state["weights"] = {name: weight for name, weight in self.weights().items() if name in trained}
         if self.accelerator.is_main_process:

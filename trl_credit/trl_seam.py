@@ -16,7 +16,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from numbers import Real
@@ -198,10 +198,6 @@ class CreditTrainer(GRPOTrainer):
 
     def save_networks(self, folder: Path) -> None:
         """Called on every process when the policy is saved: save other networks beside it."""
-
-    def policy_alone(self):
-        """Around the saving of the policy: a context in which it holds nothing of other networks."""
-        return nullcontext()
 
     def save_training_state(self, folder: Path) -> None:
         """Called on every process when a checkpoint is made: save what a resumed run needs."""
@@ -468,8 +464,7 @@ class CreditTrainer(GRPOTrainer):
     def save_model(self, output_dir=None, _internal_call=False):
         # Before TRL's, which ends with the push to the Hub.
         self.save_networks(Path(output_dir or str(self.args.output_dir)))
-        with self.policy_alone():
-            super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model, trial):
         if not self.args.save_only_model:

@@ -156,12 +156,11 @@ class CriticConfig(GRPOConfig):
                 "multiple."
             )
         if self.critic_share_base:
-            for option in ("critic_model_init_kwargs",):
-                if getattr(self, option) is not None:
-                    raise ValueError(
-                        f"{name}: `{option}={getattr(self, option)!r}` has no effect with `critic_share_base=True`: "
-                        "the base is the policy's."
-                    )
+            if self.critic_model_init_kwargs is not None:
+                raise ValueError(
+                    f"{name}: `critic_model_init_kwargs={self.critic_model_init_kwargs!r}` has no effect with "
+                    "`critic_share_base=True`: the base is the policy's."
+                )
         if self.critic_pretraining_steps == 0:
             for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
                 if getattr(self, option) is not None:
