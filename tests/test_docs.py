@@ -18,7 +18,7 @@ from trl import GRPOConfig
 import trl_credit
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.cli import main
-from trl_credit.quickstart.main import make_parser as quickstart_parser
+from trl_credit.quickstart.program import make_parser as quickstart_parser
 from trl_credit.scripts.grpo_lambda import make_parser
 
 

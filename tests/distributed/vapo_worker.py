@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
 from peft import LoraConfig
+from torch import distributed
 from vapo_runs import PROMPTS, SETTINGS, fixed_rollout, share_of_even
 
 from trl_credit import VAPOConfig, VAPOTrainer
@@ -84,3 +85,6 @@ if __name__ == "__main__":
     for scenario in scenarios:
         resume = f"{output_dir}/saved/checkpoint-2" if scenario == "resumed" else None
         train(model_dir, f"{output_dir}/{scenario}", scenario, resume, gradient_accumulation_steps=2, **on_cpu)
+    # Else gloo's threads may outlive what they use, and abort the process at its end.
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
+from torch import distributed
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
@@ -106,3 +107,6 @@ if __name__ == "__main__":
     on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
     for scenario in scenarios:
         train(model_dir, f"{output_dir}/{scenario}", scenario, **on_cpu)
+    # Else gloo's threads may outlive what they use, and abort the process at its end.
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
