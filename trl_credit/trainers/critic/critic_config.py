@@ -155,12 +155,11 @@ class CriticConfig(GRPOConfig):
                 "optimizer step, which must be known when it begins. Leave `steps_per_generation` unset, or make it a "
                 "multiple."
             )
-        if self.critic_share_base:
-            if self.critic_model_init_kwargs is not None:
-                raise ValueError(
-                    f"{name}: `critic_model_init_kwargs={self.critic_model_init_kwargs!r}` has no effect with "
-                    "`critic_share_base=True`: the base is the policy's."
-                )
+        if self.critic_share_base and self.critic_model_init_kwargs is not None:
+            raise ValueError(
+                f"{name}: `critic_model_init_kwargs={self.critic_model_init_kwargs!r}` has no effect with "
+                "`critic_share_base=True`: the base is the policy's."
+            )
         if self.critic_pretraining_steps == 0:
             for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
                 if getattr(self, option) is not None:
