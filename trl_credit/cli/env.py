@@ -9,6 +9,7 @@ _OPTIONAL = ("math-verify", "matplotlib", "reasoning-gym", "rich")
 
 
 def main(argv: list[str]) -> int:
+    """Print what a bug report needs; returns the exit status."""
     ArgumentParser(prog="trl-credit env", description="Print versions and what is installed.").parse_args(argv)
     from trl.scripts.env import print_env
 

@@ -43,11 +43,13 @@ class Evaluation:
 
 
 def held_out_problems(task: Task, number: int, seed: int = 0) -> list[str]:
+    """Problems that [`Task.draw`] never gives to training, the same for the same `seed`."""
     rng = random.Random(f"held out {seed}")
     return [task.draw(rng, held_out=True) for _ in range(number)]
 
 
 def evaluate(model, tokenizer, task: Task, problems: list[str], batch_size: int = 256) -> Evaluation:
+    """Solve the problems once sampled and once greedily."""
     sampled = complete(model, tokenizer, task, problems, _SAMPLED, batch_size)
     greedy = complete(model, tokenizer, task, problems, _GREEDY, batch_size)
     right = [

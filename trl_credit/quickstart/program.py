@@ -28,6 +28,7 @@ OWN_ON_GPU = Defaults(steps=200, learning_rate=2e-6, prompts_per_step=16, proble
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The options of `trl-credit quickstart`."""
     parser = argparse.ArgumentParser(
         prog="trl-credit quickstart",
         description="Train a small language model to reason better, and see by how much: minutes on two CPU cores.",

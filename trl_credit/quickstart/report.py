@@ -36,6 +36,7 @@ def progress_bar(console: Console, title: str, total: int, unit: str) -> Iterato
 
 
 def show_table(console: Console, before: Evaluation, after: Evaluation) -> None:
+    """The share of problems solved before and after, and the gain."""
     number = len(before.problems)
     table = Table(title=f"Solved, of {number} held-out problems (95 % confidence)", title_justify="left")
     table.add_column("decoding")

@@ -17,6 +17,8 @@ from .task import Task
 
 
 class Method(NamedTuple):
+    """A trainer to compare, with its config and the name it is shown by."""
+
     name: str
     config: type[GRPOConfig]
     trainer: type[GRPOTrainer]

@@ -6,6 +6,7 @@ from trl_credit.trl_seam import run_grpo_script
 
 
 def make_parser(prog: str | None = None):
+    """The parser of `trl grpo` with the fields of this trainer's config."""
     return grpo_parser(GRPOLambdaConfig, prog)
 
 

@@ -28,6 +28,7 @@ class CriticPretrainer(VAPOTrainer):
 
 
 def make_parser(prog: str | None = None):
+    """The parser of `trl grpo` with the fields of this trainer's config."""
     return grpo_parser(VAPOConfig, prog)
 
 
