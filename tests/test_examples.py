@@ -8,7 +8,7 @@ import torch
 from launch import BIN, CONFIGS, accelerate, free_port, run
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -119,6 +119,46 @@ def test_gsm8k_with_accelerate_launch(folder, tmp_path, config):
     run(command, engine=config, cwd=tmp_path)
     assert (tmp_path / "out" / "checkpoint-2" / TRACKS[config]).exists()
     check_run(folder / "model", tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def vapo_flags(folder):
+    data = folder / "vapo"
+    data.mkdir()
+    rows = [
+        {"prompt": [{"role": "user", "content": problem["question"]}], "solution": f"${answer}$"}
+        for problem, answer in zip(PROBLEMS, ANSWERS, strict=True)
+    ]
+    (data / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = {"critic_pretraining_steps": 1, "critic_learning_rate": 1e-3, "num_generations": 4}
+    return flags(model=folder / "model", dataset=data, **settings)
+
+
+def check_vapo_run(folder: Path, out: Path) -> None:
+    """The critic was updated once before the policy and at each of its two steps, and lies beside it."""
+    log = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in log if "critic_pretraining/loss" in entry]) == 1
+    assert len([entry for entry in log if "critic/loss" in entry]) == 2
+    assert AutoModelForTokenClassification.from_pretrained(out / "critic", num_labels=1).config.num_labels == 1
+
+
+def test_vapo_with_lora_for_policy_and_critic(folder, vapo_flags, tmp_path):
+    lora = ["--lora", "--critic_peft_config", '{"r": 4, "target_modules": "all-linear"}', "--use_cpu"]
+    run([BIN / "python", EXAMPLES / "vapo.py", *vapo_flags, *lora], cwd=tmp_path)
+    check_vapo_run(folder, tmp_path / "out")
+    for adapter in (tmp_path / "out", tmp_path / "out" / "critic"):
+        weights = load_file(adapter / "adapter_model.safetensors")
+        assert any(value.any() for name, value in weights.items() if "lora_B" in name), "B starts at zero"
+
+
+@pytest.mark.distributed
+def test_vapo_with_zero3_for_both_networks(folder, vapo_flags, tmp_path):
+    settings = [*vapo_flags, "--ddp_backend", "gloo"]
+    run(accelerate(CONFIGS / "zero3.yaml", EXAMPLES / "vapo.py", *settings), engine="zero3", cwd=tmp_path)
+    check_vapo_run(folder, tmp_path / "out")
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    assert (checkpoint / TRACKS["zero3"]).exists()
+    assert list(checkpoint.glob("critic_engine/state/zero_pp_rank_1_mp_rank_00_model_states.pt"))
 
 
 @pytest.mark.distributed
