@@ -143,6 +143,9 @@ def test_critic_on_the_base_of_the_policy_stays_out_of_vllm(model_dir, tmp_path,
     assert not [
         name for name in load_file(tmp_path / "adapter_model.safetensors") if "critic" in name or "score" in name
     ]
+    with trainer.policy_alone():
+        trainer.model.save_pretrained(tmp_path / "policy")
+    assert not (tmp_path / "policy" / "critic").exists(), "where PEFT puts an adapter of this name"
     saved = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), tmp_path).merge_and_unload()
     for policy in (merged, saved):
         assert logp_gap(trainer, policy.eval()) < SAME
