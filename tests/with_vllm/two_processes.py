@@ -33,6 +33,6 @@ report = {
     "weights": digest(trainer.model),
     "steps": trainer.state.global_step,
     "losses": [step["loss"] for step in steps(trainer)],
-    "completions": trainer.rollouts[0]["completion_ids"].tolist(),
+    "completions": trainer.rollouts_seen[0]["completion_ids"].tolist(),
 }
 (output_dir / f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(report))

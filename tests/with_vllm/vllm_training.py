@@ -37,20 +37,23 @@ def distinct_letters(completions, **kwargs):
     return [len(set(completion)) / 10 for completion in completions]
 
 
-def make_trainer(model_dir, output_dir, trainer_class=GRPOLambdaTrainer, config_class=GRPOLambdaConfig, **settings):
-    """A trainer on a tiny task, which keeps its rollouts in `rollouts`."""
+def make_trainer(
+    model_dir, output_dir, trainer_class=GRPOLambdaTrainer, config_class=GRPOLambdaConfig, peft_config=None, **settings
+):
+    """A trainer on a tiny task, which keeps its rollouts in `rollouts_seen`."""
     trainer = trainer_class(
         model=str(model_dir),
         reward_funcs=distinct_letters,
         args=config_class(str(output_dir), **{**SETTINGS, **settings}),
         train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+        peft_config=peft_config,
     )
-    trainer.rollouts = []
+    trainer.rollouts_seen = []
     generate = trainer._generate_and_score_completions
 
     def generate_and_keep(inputs):
-        trainer.rollouts.append(generate(inputs))
-        return dict(trainer.rollouts[-1])
+        trainer.rollouts_seen.append(generate(inputs))
+        return dict(trainer.rollouts_seen[-1])
 
     trainer._generate_and_score_completions = generate_and_keep
     return trainer
@@ -62,9 +65,9 @@ def steps(trainer) -> list[dict]:
 
 
 @torch.no_grad()
-def logp_gap(trainer) -> float:
-    """Largest difference between vLLM's log-probabilities of what it generates now and the trained model's."""
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+def logp_gap(trainer, model=None) -> float:
+    """Largest difference between vLLM's log-probabilities of what it generates now and a model's, the trained one's."""
+    model = model or trainer.accelerator.unwrap_model(trainer.model).eval()
     prompts, completions, logps, _ = trainer.vllm_generation.generate(
         trainer.processing_class(PROMPTS)["input_ids"], images=None, num_generations=1
     )
@@ -77,8 +80,8 @@ def logp_gap(trainer) -> float:
     return gap
 
 
-def example_command(model_dir, dataset, output_dir, vllm_mode: str, **flags) -> list[str]:
-    """The example, on a tiny model and the problems of a file, for two steps."""
+def example_command(model_dir, dataset, output_dir, vllm_mode: str, script="grpo_lambda_vllm.py", **flags) -> list[str]:
+    """An example, on a tiny model and the problems of a file, for two steps."""
     flags = {
         "model": model_dir,
         "dataset": dataset,
@@ -95,12 +98,13 @@ def example_command(model_dir, dataset, output_dir, vllm_mode: str, **flags) -> 
         "report_to": "none",
         **flags,
     }
-    return ["examples/grpo_lambda_vllm.py", *(f"--{name}={value}" for name, value in flags.items())]
+    return [f"examples/{script}", *(f"--{name}={value}" for name, value in flags.items())]
 
 
 def assert_example_trained(model_dir: Path, output_dir: Path) -> list[dict]:
     """Returns what the example logged at each step."""
     log = json.loads((output_dir / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    log = [entry for entry in log if "loss" in entry]
     assert [entry["step"] for entry in log] == [1, 2]
     for entry in log:
         assert "sampling/sampling_logp_difference/max" in entry, "log-probabilities of a sampler: vLLM generated"
