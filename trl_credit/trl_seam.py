@@ -126,6 +126,8 @@ class CreditTrainer(GRPOTrainer):
         if self.rollout_func is not None:
             self.rollout_func = _checked_rollout_func(self.rollout_func)
         self._scores: Any = None  # rewards per function of the latest rollout, over all processes
+        # Rows of the dataset that the latest rollout of this process answers, `prompt` among their keys.
+        self.rollout_rows: list[dict] = []
         self._loss: Any = None  # the `_Loss` being computed
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
@@ -368,6 +370,7 @@ class CreditTrainer(GRPOTrainer):
         return scores
 
     def _generate_and_score_completions(self, inputs, *args, **kwargs):
+        self.rollout_rows = inputs
         rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
         rewards = (self._scores * self.reward_weights.to(self._scores.device)).nansum(dim=1)
         rewards[self._scores.isnan().all(dim=1)] = torch.nan

@@ -74,6 +74,11 @@ class CriticTrainer(CreditTrainer):
     # --- The critic in the run
 
     @property
+    def critic_processing_class(self):
+        """What the critic reads with; it is saved beside it."""
+        return self.processing_class
+
+    @property
     def engine(self) -> CriticEngine:
         """The critic's engine. It is made when it is first needed, for the policy's must be there before."""
         if self._engine is None:
@@ -194,7 +199,7 @@ class CriticTrainer(CreditTrainer):
         """Save the critic in plain `save_pretrained` form. Every process must call this."""
         self.engine.save(folder)
         if self.accelerator.is_main_process:
-            self.processing_class.save_pretrained(folder)
+            self.critic_processing_class.save_pretrained(folder)
             write_critic_card(Path(folder), self)
 
     def save_networks(self, folder: Path) -> None:
