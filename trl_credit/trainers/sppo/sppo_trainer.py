@@ -8,6 +8,7 @@ from torch import nn
 from ...credit.calibration import brier_score, calibration_sums, expected_calibration_error
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...networks.prompt_critic import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
+from ...networks.publish import loading_code
 from ...networks.token_critic import refuse_images
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import extremes, fit_report
@@ -130,6 +131,17 @@ class SPPOTrainer(CriticTrainer):
         index = torch.arange(self.accelerator.process_index, processes * math.ceil(count / processes), processes)
         return list(index.to(self.accelerator.device).split(self.args.per_device_train_batch_size)) if count else []
 
+    def describe_critic(self) -> str:
+        value = "output"
+        if self.args.critic_loss == "bce":
+            low, high = self.args.reward_range
+            value = f"{low:g} + {high - low:g} * output.sigmoid()"
+        return (
+            "A value model of prompts: at the last token of a prompt, in the chat template of its tokenizer and with "
+            "the generation\nprompt, it gives the reward that a completion of the policy is expected to get.\n\n"
+            f"```python\n{loading_code(self.critic)}\noutput = critic(input_ids).logits[0, -1, 0]\nvalue = {value}\n```"
+        )
+
     # --- Credit
 
     def prompts_for_critic(self, rollout: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,9 +162,17 @@ class SPPOTrainer(CriticTrainer):
             prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
         else:
             texts = [row["prompt"] for row in self.rollout_rows]
-            ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, self.chat_template_kwargs)
+            template_kwargs: Any = self.chat_template_kwargs
+            ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, template_kwargs)
             prompts = pad_prompts(ids).to(self.accelerator.device)
-        context = getattr(self.critic.config.get_text_config(), "max_position_embeddings", None)
+        config = self.critic.config.get_text_config()
+        if prompts.max() >= config.vocab_size:
+            raise ValueError(
+                f"A prompt has token {prompts.max().item()}, but the critic knows {config.vocab_size} tokens: "
+                f"{type(self.critic_processing_class).__name__} is not its tokenizer. Pass its own as "
+                "`critic_processing_class`."
+            )
+        context = getattr(config, "max_position_embeddings", None)
         is_cut = (prompts != PAD).sum(1) > (math.inf if context is None else context)
         prompts = prompts if context is None else prompts[:, -context:]
         return self.accelerator.pad_across_processes(prompts, dim=1, pad_index=PAD, pad_first=True), is_cut
