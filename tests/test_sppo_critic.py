@@ -45,9 +45,8 @@ def test_the_value_is_read_at_the_last_real_token_and_padding_moves_nothing(arch
     if arch == "gpt2":  # learned positions, which padding on the left would move
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        policy = GPT2LMHeadModel(
-            GPT2Config(vocab_size=64, bos_token_id=0, eos_token_id=0, n_embd=16, n_layer=2, n_head=2, n_positions=32)
-        )
+        config = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+        policy = GPT2LMHeadModel(GPT2Config(vocab_size=64, bos_token_id=0, eos_token_id=0, **config))
     else:
         policy = tiny_model(arch)
     network = make_token_critic(policy)
@@ -224,16 +223,22 @@ def test_calibration_is_that_of_all_completions_since_the_last_log(model_dir, cr
         assert entry[f"critic/value_{name}"] == pytest.approx(values[rows].mean().item(), rel=1e-5)
 
 
-def test_explained_variance_is_on_probabilities(model_dir, critic, tmp_path):
-    trainer = make_trainer(model_dir, tmp_path, critic=critic, per_device_train_batch_size=8)
+def test_explained_variance_is_on_probabilities_over_all_completions_since_the_last_log(model_dir, critic, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path, critic=critic, max_steps=3, logging_steps=3)
     trainer.train()
     (entry,) = steps(trainer)
-    values, rewards = trainer.rollouts_seen[0]["values"].double(), trainer.rewards_seen[0].double()
-    expected = 1 - (rewards - values).var(correction=0) / rewards.var(correction=0)
-    logits = (values / (1 - values)).log()
-    on_logits = 1 - (rewards - logits).var(correction=0) / rewards.var(correction=0)
-    assert entry["critic/explained_variance"] == pytest.approx(expected.item(), rel=1e-4)
-    assert abs(on_logits - expected) > 0.1
+    values = [rollout["values"].double() for rollout in trainer.rollouts_seen]
+    rewards = [rewards.double() for rewards in trainer.rewards_seen]
+
+    def explained(v, r):
+        return 1 - ((r - v).var(correction=0) / r.var(correction=0)).item()
+
+    v, r = torch.cat(values), torch.cat(rewards)
+    assert entry["critic/explained_variance"] == pytest.approx(explained(v, r), rel=1e-5)
+    assert abs(explained((v / (1 - v)).log(), r) - explained(v, r)) > 0.1, "on logits"
+    mean = sum(explained(v, r) for v, r in zip(values, rewards, strict=True)) / 3
+    assert abs(mean - explained(v, r)) > 0.1, "a mean over rollouts"
+    assert trainer.explained_variance == pytest.approx(explained(values[-1], rewards[-1]), rel=1e-5), "of the latest"
 
 
 def test_the_completions_table_has_the_value_of_each(model_dir, critic, tmp_path):
