@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from sppo_runs import critic_dir, make_critic, make_trainer, rollout_of
+from sppo_runs import critic_dir, make_critic, make_trainer
 from tiny import tiny_model_dir
 
 
@@ -34,14 +34,10 @@ def test_2_the_advantage_reaches_a_real_eos_when_pad_is_eos(tmp_path):
     trainer = make_trainer(model_dir, tmp_path, ones)
     trainer.train()
     rollout = trainer.rollouts_seen[0]
-    eos = trainer.processing_class.eos_token_id
-    lengths = [
-        len(ids) for ids in rollout_of([row["prompt"] for row in trainer.rows_seen[0]], trainer)["completion_ids"]
-    ]
-    assert rollout["completion_mask"].sum(1).tolist() == lengths
-    assert any(eos in ids for ids in rollout["completion_ids"].tolist())
-    # The prompt's own end is read, though its last token may be the padding's id.
-    assert rollout["critic_prompts"].ge(0).sum(1).tolist() == rollout["prompt_mask"].sum(1).tolist()
+    is_eos = rollout["completion_ids"] == trainer.processing_class.eos_token_id
+    real = (is_eos & rollout["completion_mask"].bool()).sum(1)
+    assert real.max() == 1 and is_eos.sum() > real.sum() > 0, "one in the mask, and padding that is not"
+    assert rollout["advantages"].abs().min() > 0.4, "all scored: R is 1 and V a half"
 
 
 def test_10_values_are_float32_where_the_backbone_is_bf16(model_dir, critic, tmp_path):
