@@ -164,7 +164,7 @@ class SPPOTrainer(CriticTrainer):
             prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
         else:
             texts = [row["prompt"] for row in self.rollout_rows]
-            template_kwargs: Any = self.chat_template_kwargs
+            template_kwargs: Any = self.args.chat_template_kwargs
             ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, template_kwargs)
             prompts = pad_prompts(ids).to(self.accelerator.device)
         config = self.critic.config.get_text_config()
