@@ -51,6 +51,8 @@ FOR_CRITICS = {
     "_load_from_checkpoint",
     "_buffered_inputs",
     "_tokenizer",
+    "environment_factories",
+    "chat_template_kwargs",
     "save_model",
     "get_train_dataloader",
     "log_completions",
