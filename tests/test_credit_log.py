@@ -1,4 +1,4 @@
-"""The credit log: the tables that `log_credit=True` writes hold what each token was given, and cost a run nothing else."""
+"""The tables that `log_credit=True` writes hold what each token was given, and change nothing else of a run."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny import tiny_model_dir, tiny_tokenizer
-from vapo_runs import SETTINGS, Watched, make_trainer
+from vapo_runs import SETTINGS, make_trainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, adjoint_trace
 from trl_credit.credit_log import token_texts

@@ -196,8 +196,8 @@ class CreditLog:
         trained = row["trained"]
         columns = {}
         for name, value in row["columns"].items():
-            if isinstance(value, (np.ndarray, np.floating)):
-                on_tokens = np.broadcast_to(value, trained.shape) if np.ndim(value) == 0 else value[: len(trained)]
+            if isinstance(value, (np.ndarray, np.floating)):  # of tokens, or one number for all of them
+                on_tokens = value[: len(trained)] if isinstance(value, np.ndarray) else value
                 value = np.where(trained, on_tokens, np.float32("nan"))
             columns[name] = value
         return {

@@ -10,13 +10,15 @@ def make_parser() -> ArgumentParser:
     """The options of `trl-credit inspect`."""
     parser = ArgumentParser(
         prog="trl-credit inspect",
-        description="Write an HTML page that shows completions with their tokens coloured by the credit they were given.",
+        description="Write an HTML page that shows completions, their tokens coloured by the credit they were given.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("run_or_table", metavar="RUN_OR_TABLE", help="folder of a run or of tables, or a table: .parquet or .jsonl")
     add(
-        "--compare", metavar="OTHER", help="another one, to show side by side; its completions of the same tokens first"
+        "--compare",
+        metavar="OTHER",
+        help="another one, to show beside it: the completions with the same tokens, if any",
     )
     add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
     add("--completions", type=int, default=64, help="how many to show, of each (default: %(default)s)")

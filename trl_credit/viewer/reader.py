@@ -169,8 +169,8 @@ def _tables(path: Path) -> list[Path]:
     files = [file for file in folder.iterdir() if file.suffix in (".parquet", ".jsonl")]
     if not files:
         raise BadTable(
-            f"{path} has neither a folder {CREDIT_FOLDER!r} with tables nor tables (.parquet, .jsonl) of its own. A run "
-            "writes them with `log_credit=True`."
+            f"{path} has neither a folder {CREDIT_FOLDER!r} with tables nor tables (.parquet, .jsonl) of its own. A "
+            "run writes them with `log_credit=True`."
         )
     return sorted(files, key=lambda file: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", file.name)])
 
@@ -204,21 +204,24 @@ def _rows(file: Path, columns: list[str] | None = None) -> Iterator[dict]:
 
 
 def _steps(file: Path) -> Iterator[int]:
-    import pyarrow.parquet as pq
-
-    if file.suffix == ".parquet" and not (columns := [n for n in STEP if n in _names(file)]):
-        yield from [_step({}, file)] * pq.ParquetFile(file).metadata.num_rows
-        return
-    for row in _rows(file, columns if file.suffix == ".parquet" else None):
+    """The step of each row."""
+    columns = None
+    if file.suffix == ".parquet":
+        table = _parquet(file)
+        columns = [name for name in STEP if name in table.schema_arrow.names]
+        if not columns:
+            yield from [_step({}, file)] * table.metadata.num_rows
+            return
+    for row in _rows(file, columns):
         yield _step(row, file)
 
 
-def _names(file: Path) -> list[str]:
+def _parquet(file: Path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(file).schema_arrow.names
+        return pq.ParquetFile(file)
     except pa.ArrowException as error:
         raise BadTable(f"{file} is no parquet file: {error}") from error
 
@@ -263,16 +266,17 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, righ
     names = set(TOKENS + TEXT + PROMPT + REWARD + STEP + RIGHT + ("method", "row", "rewards", "segments"))
     columns: dict[str, list[float | None]] = {}
     facts: dict[str, str] = {}
-    trained, ids = [True] * len(tokens), []
+    mask = _first(row, TRAINED)
+    trained = [bool(x) for x in mask[: len(tokens)]] if isinstance(mask, list) else [True] * len(tokens)
+    trained += [False] * (len(tokens) - len(trained))
+    ids: list[int] = []
     for name, value in row.items():
         known = OTHER_NAMES.get(name, name)
-        if name in names or value is None:
+        if name in names or name in TRAINED or value is None:
             continue
         numbers = isinstance(value, list) and all(x is None or isinstance(x, (int, float)) for x in value)
         if name in TOKEN_IDS and numbers:
             ids = value if len(value) == len(tokens) else []
-        elif name in TRAINED and numbers:
-            trained = [bool(x) for x in value[: len(tokens)]] + [False] * (len(tokens) - len(value))
         elif numbers and (len(value) == len(tokens) or known in PER_TOKEN | {"token_reward"}):
             columns[known] = _on_tokens(known, value, len(tokens), _first(row, TOKENS) is not None, where)
         elif known in PER_TOKEN and isinstance(value, (int, float)):
@@ -285,9 +289,9 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, righ
     reward = _finite(reward) if isinstance(reward, (int, float)) else None
     if "value" in columns and "value_change" not in columns:
         columns["value_change"] = value_changes(columns["value"], reward)
-    right = _first(row, RIGHT)
-    if isinstance(right, (int, float)):
-        right = right > 0
+    verdict = _first(row, RIGHT)
+    if isinstance(verdict, (int, float)):
+        right: bool | None = verdict > 0
     else:
         right = None if reward is None else reward > right_above
     rewards = row.get("rewards")
