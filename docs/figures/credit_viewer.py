@@ -70,7 +70,7 @@ def train(runs: Path) -> None:
         trainer_of(GRPOLambdaTrainer, GRPOLambdaConfig(str(runs / "grpo-lambda"), **SETTINGS), start).train()
     critic = {"critic_learning_rate": 2e-3, "length_adaptive_alpha": 1.0}
     if not (runs / "pretraining/critic").exists():
-        config = VAPOConfig(str(runs / "pretraining"), critic_pretraining_steps=80, **critic, **SETTINGS)
+        config = VAPOConfig(str(runs / "pretraining"), critic_pretraining_steps=300, **critic, **SETTINGS)
         trainer_of(VAPOTrainer, config, start, critic=str(start)).pretrain_critic()
     if not (runs / "vapo" / last_table).exists():
         config = VAPOConfig(str(runs / "vapo"), critic_pretraining_steps=0, **critic, **SETTINGS)
@@ -78,7 +78,7 @@ def train(runs: Path) -> None:
 
 
 def screenshot(page: Path, picture: Path, dark: bool) -> None:
-    """A picture of a page in a fresh Chromium, in a palette of colours to keep it small."""
+    """A picture of a page in a fresh Chromium."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with tempfile.TemporaryDirectory() as profile:
         raw = Path(profile) / "raw.png"
@@ -86,7 +86,7 @@ def screenshot(page: Path, picture: Path, dark: bool) -> None:
         theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
         size = ["--window-size=1280,800", f"--screenshot={raw}"]
         subprocess.run([browser, *options, *theme, *size, page.absolute().as_uri()], check=True, capture_output=True)
-        Image.open(raw).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(picture, optimize=True)
+        Image.open(raw).convert("RGB").save(picture, optimize=True)
 
 
 if __name__ == "__main__":

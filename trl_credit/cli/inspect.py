@@ -49,6 +49,9 @@ def main(argv: list[str]) -> int:
             others, number = read_completions(args.compare, **options, like=completions)
             same = len({c.text for c in completions} & {c.text for c in others})
             shown += f", and {len(others)} of {number} to compare them with, {same} of the same tokens"
+            if others[0].source == title:
+                for completion in others:
+                    completion.source += " (2)"
             title = f"{title} and {others[0].source}"
             completions += others
     except (BadTable, OSError) as error:

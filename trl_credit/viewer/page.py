@@ -12,7 +12,7 @@ from .reader import Completion
 
 # A page larger than this has the longest completions cut in the middle, and says so.
 MAX_BYTES = 5_000_000
-_MAX_PROMPT, _MAX_REASONING, _MAX_FACT, _MAX_TOKEN = 20_000, 8_000, 500, 500
+_MAX_PROMPT, _MAX_REASONING, _MAX_FACT, _MAX_TOKEN = 20_000, 8_000, 1_000, 1_000
 
 
 def write_page(completions: list[Completion], path: str | Path, title: str) -> dict[str, int]:

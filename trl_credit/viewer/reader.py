@@ -288,7 +288,8 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, righ
     reward = _first(row, REWARD)
     reward = _finite(reward) if isinstance(reward, (int, float)) else None
     if "value" in columns and "value_change" not in columns:
-        columns["value_change"] = value_changes(columns["value"], reward)
+        values = [x if is_trained else None for x, is_trained in zip(columns["value"], trained, strict=True)]
+        columns["value_change"] = value_changes(values, reward)
     verdict = _first(row, RIGHT)
     if isinstance(verdict, (int, float)):
         right: bool | None = verdict > 0

@@ -264,6 +264,7 @@ function select(at) {
   // The same tokens under another method belong together.
   state.beside = others.find((o) => o.text === c.text && origin(o) !== origin(c)) || null;
   $("beside").value = state.beside ? state.beside.at : "";
+  history.replaceState(null, "", `#${at}`); // opened again, the page shows the same completion
   mark();
   showPanels();
 }
@@ -500,4 +501,6 @@ function listen(p) {
 }
 
 setUp();
+state.selected = DATA.completions[Number(location.hash.slice(1))] || DATA.completions[0];
 showList();
+select(state.selected.at);
