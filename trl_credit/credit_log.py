@@ -82,7 +82,7 @@ class CreditLog:
         self.args, self.accelerator, self.tokenizer, self.method = args, accelerator, tokenizer, method
         self.folder = Path(str(args.output_dir)) / CREDIT_FOLDER
         self._rows: list[dict[str, Any]] = []
-        self._step = 0
+        self._begun_at = 0
         self._is_logged = False
         self._losses = self._losses_due = 0
 
@@ -112,7 +112,7 @@ class CreditLog:
         """
         if self._losses:  # the last rollout was cut short by the end of an epoch or a resumed run's phase
             self.write()
-        self._rows, self._step, self._losses, self._losses_due = [], step, 0, losses
+        self._rows, self._begun_at, self._losses, self._losses_due = [], step, 0, losses
         steps_of_rollout = max(1, losses // self.args.gradient_accumulation_steps)
         self._is_logged = -step % self.args.log_credit_steps < steps_of_rollout
         if not self._is_logged:
@@ -187,7 +187,7 @@ class CreditLog:
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{self._step:07d}.parquet"
+        path = self.folder / f"step_{self._begun_at:07d}.parquet"
         partial = path.with_suffix(".partial")
         pq.write_table(table, partial, compression="zstd")
         partial.replace(path)  # so that no reader, and no kill, meets half a table
@@ -201,7 +201,7 @@ class CreditLog:
                 value = np.where(trained, on_tokens, np.float32("nan"))
             columns[name] = value
         return {
-            "step": self._step,
+            "step": self._begun_at,
             "row": row["row"],
             "method": self.method,
             "prompt": self.tokenizer.decode(row["prompt_ids"]),

@@ -77,15 +77,15 @@ def train(runs: Path) -> None:
         trainer_of(VAPOTrainer, config, start, critic=str(runs / "pretraining/critic")).train()
 
 
-def screenshot(page: Path, picture: Path, dark: bool) -> None:
-    """A picture of a page in a fresh Chromium."""
+def screenshot(page: str, picture: Path, dark: bool) -> None:
+    """A picture of a page, by its address, in a fresh Chromium."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with tempfile.TemporaryDirectory() as profile:
         raw = Path(profile) / "raw.png"
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}"]
         theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-        size = ["--window-size=1280,800", f"--screenshot={raw}"]
-        subprocess.run([browser, *options, *theme, *size, page.absolute().as_uri()], check=True, capture_output=True)
+        size = ["--window-size=1280,620", f"--screenshot={raw}"]
+        subprocess.run([browser, *options, *theme, *size, page], check=True, capture_output=True)
         Image.open(raw).convert("RGB").save(picture, optimize=True)
 
 
@@ -98,5 +98,6 @@ if __name__ == "__main__":
     main(["inspect", str(runs / "vapo"), "--output", str(runs / "vapo.html")])
     both = ["--compare", str(runs / "vapo"), "--steps", "0", "--output", str(runs / "both.html")]
     main(["inspect", str(runs / "grpo-lambda"), *both])
-    for name, page, dark in (("one", "vapo", False), ("two", "both", True)):
-        screenshot(runs / f"{page}.html", here / f"credit_viewer-{name}.png", dark)
+    for name, page, completion, dark in (("one", "vapo", 43, False), ("two", "both", 9, True)):
+        address = (runs / f"{page}.html").absolute().as_uri()
+        screenshot(f"{address}#{completion}", here / f"credit_viewer-{name}.png", dark)

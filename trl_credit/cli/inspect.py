@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
         title = completions[0].source
         if args.compare is not None:
             others, number = read_completions(args.compare, **options, like=completions)
-            same = len({c.text for c in completions} & {c.text for c in others})
+            texts = {c.text for c in completions}
+            same = sum(c.text in texts for c in others)
             shown += f", and {len(others)} of {number} to compare them with, {same} of the same tokens"
             if others[0].source == title:
                 for completion in others:
