@@ -171,6 +171,16 @@ def test_numbers_that_are_the_same_for_all_tokens_take_the_room_of_one(tmp_path)
     assert '"ratio":1,' in (tmp_path / "page.html").read_text().replace("}", ",")
 
 
+def test_a_page_stays_small_whatever_is_long(tmp_path):
+    segments = [{"start": 0, "end": 1, "reasoning": "r" * 30_000}] * 12
+    row = {"prompt": "p" * 30_000, "tokens": ["long" * 15] * 1000, "value": [0.123] * 1000, "segments": segments}
+    rows = [{**row, "note": str(i) * 5000, "prompt": f"{i}" + row["prompt"]} for i in range(64)]
+    completions, _ = read_completions(jsonl(tmp_path / "x.jsonl", *rows))
+    page = write_page(completions, tmp_path / "page.html", "x")
+    assert 3_000_000 < page["bytes"] <= 5_000_000 and page["tokens_left_out"] > 0
+    assert "more characters)" in (tmp_path / "page.html").read_text()
+
+
 # --- Bad input: the table of the page
 
 BAD = {

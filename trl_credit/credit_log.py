@@ -125,6 +125,7 @@ class CreditLog:
         prompts, prompt_mask = (rollout[name][:logged].cpu() for name in ("prompt_ids", "prompt_mask"))
         completions, mask = (rollout[name][:logged].cpu() for name in ("completion_ids", "completion_mask"))
         trained = mask * rollout["tool_mask"][:logged].cpu() if "tool_mask" in rollout else mask
+        totals, by_function = rewards[:logged].tolist(), {name: x[:logged].tolist() for name, x in scores.items()}
         for row in range(logged):
             length = int(mask[row].sum())
             if length == 0:  # a truncated completion that is masked: up to its padding
@@ -136,8 +137,8 @@ class CreditLog:
                     "prompt_ids": prompts[row][prompt_mask[row].bool()].tolist(),
                     "token_ids": completions[row, :length].tolist(),
                     "trained": trained[row, :length].bool().numpy(),
-                    "reward": rewards[row].item(),
-                    "rewards": {name: values[row].item() for name, values in scores.items()},
+                    "reward": totals[row],
+                    "rewards": {name: values[row] for name, values in by_function.items()},
                     "columns": {},
                 }
             )
@@ -150,8 +151,8 @@ class CreditLog:
             name (`str`):
                 Its name.
             values (`torch.Tensor` or `list`):
-                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or a list of anything that parquet
-                can hold, one per completion.
+                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or, of a rollout, a list of
+                anything that parquet can hold, one per completion.
             inputs (`dict`, *optional*):
                 The micro-batch that the rows are of. Default: they are those of this process's rollout.
         """

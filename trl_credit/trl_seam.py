@@ -229,8 +229,8 @@ class CreditTrainer(GRPOTrainer):
             name (`str`):
                 Its name, e.g. `value` or `weight`.
             values (`torch.Tensor` or `list`):
-                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or a list of anything that parquet
-                can hold, one per completion.
+                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or, in `assign_credit`, a list of
+                anything that parquet can hold, one per completion.
         """
         if self._credit_log is not None and self._mode == "train":
             self._credit_log.add(name, values, None if self._loss is None else self._loss.inputs)

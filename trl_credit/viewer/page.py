@@ -10,9 +10,10 @@ from typing import Any
 from .reader import Completion
 
 
-# A page larger than this has the longest completions cut in the middle, and says so.
+# A page larger than this has the longest completions cut in the middle, and if need be prompts and reasoning at their
+# ends, and says so.
 MAX_BYTES = 5_000_000
-_MAX_PROMPT, _MAX_REASONING, _MAX_FACT, _MAX_TOKEN = 20_000, 8_000, 1_000, 1_000
+_MAX_TEXT, _MAX_SHORT_TEXT = 20_000, 1_000  # characters of a prompt or a critic's reasoning; of a token or any other
 
 
 def write_page(completions: list[Completion], path: str | Path, title: str) -> dict[str, int]:
@@ -31,14 +32,15 @@ def write_page(completions: list[Completion], path: str | Path, title: str) -> d
         `dict[str, int]`: The `bytes` of the page, and how many `tokens_left_out` of it to keep it small.
     """
     shell = _shell()
-    longest = max(len(completion.tokens) for completion in completions)
-    room, tokens = MAX_BYTES - len(shell.encode()), longest
-    while True:
-        data = _embedded({"title": title, **_data(completions, tokens)})
-        # Half a page of prompts and reasoning is the worst that `_MAX_*` leave for 64 completions.
-        if len(data) <= room or tokens <= 16:
+    room = MAX_BYTES - len(shell.encode())
+    tokens, characters = max(len(completion.tokens) for completion in completions), _MAX_TEXT
+    while len(data := _embedded({"title": title, **_data(completions, tokens, characters)})) > room:
+        if tokens > 512 or characters < 100:
+            tokens = min(int(tokens * room / len(data) * 0.98), tokens - 1)
+        else:
+            characters //= 2
+        if tokens < 16:  # far too many completions
             break
-        tokens = max(16, min(int(tokens * room / len(data) * 0.98), tokens - 1))
     page = shell.encode().replace(b"{{data}}", data)
     Path(path).write_bytes(page)
     return {
@@ -67,11 +69,11 @@ def _embedded(data: Any) -> bytes:
     return text.replace("<", "\\u003c").encode("utf-8", "replace")  # a lone surrogate is no UTF-8
 
 
-def _data(completions: list[Completion], max_tokens: int) -> dict:
+def _data(completions: list[Completion], max_tokens: int, max_characters: int) -> dict:
     prompts = list(dict.fromkeys(completion.prompt for completion in completions))
     texts: dict = {}
     return {
-        "prompts": [_cut(prompt, _MAX_PROMPT) for prompt in prompts],
+        "prompts": [_cut(prompt, max_characters) for prompt in prompts],
         "completions": [
             {
                 "source": c.source,
@@ -83,13 +85,13 @@ def _data(completions: list[Completion], max_tokens: int) -> dict:
                 "right": c.right,
                 "reward": _short(c.reward),
                 "rewards": {name: _short(x) for name, x in c.rewards.items()},
-                "facts": {name: _cut(text, _MAX_FACT) for name, text in c.facts.items()},
+                "facts": {name: _cut(text, min(_MAX_SHORT_TEXT, max_characters)) for name, text in c.facts.items()},
                 "segments": [
                     {
                         **segment,
                         "value": _short(segment["value"]),
                         "advantage": _short(segment["advantage"]),
-                        "reasoning": _cut(segment["reasoning"], _MAX_REASONING),
+                        "reasoning": _cut(segment["reasoning"], max_characters),
                     }
                     for segment in c.segments
                 ],
@@ -119,7 +121,7 @@ def _tokens(c: Completion, max_tokens: int) -> dict:
         "length": length,
         "cutAt": at,
         "leftOut": left_out,
-        "tokens": [_cut(token, _MAX_TOKEN) for token in kept(c.tokens)],
+        "tokens": [_cut(token, _MAX_SHORT_TEXT) for token in kept(c.tokens)],
         "ids": kept(c.token_ids) if c.token_ids else None,
         "trained": None if all(trained) else [int(x) for x in trained],
         "columns": columns,
