@@ -14,6 +14,7 @@ from .reader import Completion
 # ends, and says so.
 MAX_BYTES = 5_000_000
 _MAX_TEXT, _MAX_SHORT_TEXT = 20_000, 1_000  # characters of a prompt or a critic's reasoning; of a token or any other
+_ASSETS = ("viewer.html", "viewer.css", "numbers.js", "panel.js", "list.js")
 
 
 def write_page(completions: list[Completion], path: str | Path, title: str) -> dict[str, int]:
@@ -51,12 +52,10 @@ def write_page(completions: list[Completion], path: str | Path, title: str) -> d
 
 def _shell() -> str:
     """The page without its data. Its policy lets it run its own script and fetch nothing."""
-    html, css, js = (files(__package__).joinpath("assets", f"viewer.{kind}").read_text("utf-8") for kind in _KINDS)
+    html, css, *scripts = (files(__package__).joinpath("assets", name).read_text("utf-8") for name in _ASSETS)
+    js = "\n".join(scripts)
     policy = f"default-src 'none'; script-src {_hash(js)}; style-src {_hash(css)}; base-uri 'none'; form-action 'none'"
     return html.replace("{{policy}}", policy).replace("{{style}}", css).replace("{{script}}", js)
-
-
-_KINDS = ("html", "css", "js")
 
 
 def _hash(text: str) -> str:
