@@ -11,6 +11,7 @@ from vapo_runs import SETTINGS, make_trainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, adjoint_trace
 from trl_credit.credit_log import token_texts
+from trl_credit.viewer import read_completions
 
 
 LOGGED = {"log_credit": True, "log_credit_steps": 1}
@@ -47,7 +48,7 @@ class Seen(GRPOLambdaTrainer):
         return super().shape_loss(terms, mode)
 
 
-def grpo_lambda(model_dir, folder, resume=None, **settings):
+def grpo_lambda(model_dir, folder, resume=None, trainer=Seen, **settings):
     config = {
         **{name: value for name, value in SETTINGS.items() if not name.startswith("critic")},
         "num_generations": 2,
@@ -55,7 +56,7 @@ def grpo_lambda(model_dir, folder, resume=None, **settings):
         "learning_rate": 1e-1,
         **settings,
     }
-    trainer = Seen(
+    trainer = trainer(
         model=str(model_dir),
         reward_funcs=[letters, none_for_short],
         args=GRPOLambdaConfig(str(folder), **config),
@@ -133,6 +134,27 @@ def test_a_masked_truncated_completion_is_shown_and_not_credited(model_dir, tmp_
     for row in tables(tmp_path)["step_0000000.parquet"]:
         assert len(row["tokens"]) == 12
         assert not any(row["trained"]) and all(x != x for x in row["advantage"])
+
+
+def test_values_of_prompts_and_segments_of_completions_reach_the_reader(model_dir, tmp_path):
+    class WithSegments(Seen):
+        def assign_credit(self, rollout, rewards):
+            rollout = super().assign_credit(rollout, rewards)
+            self.add_credit("value", torch.arange(len(rewards)) / 4)
+            ends = rollout["completion_mask"].sum(1).tolist()
+            segment = {"value": 0.5, "advantage": -0.5, "reasoning": "<b>So far\x00 so good.</b>"}
+            self.add_credit("segments", [[{"start": 0, "end": end, **segment}] for end in ends])
+            return rollout
+
+    grpo_lambda(model_dir, tmp_path, trainer=WithSegments, **LOGGED)
+    completions, number = read_completions(tmp_path)
+    assert number == 4 and [c.right for c in completions] == [c.reward > 0 for c in completions]
+    for i, c in enumerate(completions):
+        assert c.columns["value"] == [i / 4] * len(c.tokens)
+        assert c.columns["value_change"] == [*[0.0] * (len(c.tokens) - 1), pytest.approx(c.reward - i / 4)]
+        ((start, end, *_, reasoning),) = [list(segment.values()) for segment in c.segments]
+        assert (start, end, reasoning) == (0, len(c.tokens), "<b>So far\x00 so good.</b>")
+        assert c.method == "GRPO-λ" and c.rewards.keys() == {"letters", "none_for_short"} and not c.facts
 
 
 @pytest.mark.parametrize("text", ["1+2=3", "héllo 🌍\x00<|im_end|>", "日本語", "e\u0301\u0323 \u202eabc"])
