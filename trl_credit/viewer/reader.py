@@ -210,10 +210,10 @@ def _steps(file: Path) -> Iterator[int]:
         table = _parquet(file)
         columns = [name for name in STEP if name in table.schema_arrow.names]
         if not columns:
-            yield from [_step({}, file)] * table.metadata.num_rows
+            yield from [_step_of({}, file)] * table.metadata.num_rows
             return
     for row in _rows(file, columns):
-        yield _step(row, file)
+        yield _step_of(row, file)
 
 
 def _parquet(file: Path):
@@ -226,7 +226,7 @@ def _parquet(file: Path):
         raise BadTable(f"{file} is no parquet file: {error}") from error
 
 
-def _step(row: dict, file: Path) -> int:
+def _step_of(row: dict, file: Path) -> int:
     step = _first(row, STEP)
     if step is None and file.stem.isdigit():  # verl names its files by the step
         step = int(file.stem)
@@ -241,7 +241,7 @@ def _read(files: list[Path], source: str, right_above: float, wanted) -> Iterato
     taken: Counter = Counter()
     for file in files:
         for number, row in enumerate(_rows(file), 1):
-            step = _step(row, file)
+            step = _step_of(row, file)
             if wanted(step, taken):
                 yield _completion(row, f"Row {number} of {file}", source, step, taken[step], right_above)
             taken[step] += 1
