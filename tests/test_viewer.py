@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trl_credit.cli import main
+from trl_credit.cli.inspect import make_parser
 from trl_credit.viewer import BadTable, read_completions, write_page
 
 
@@ -228,6 +229,15 @@ def test_bad_input_is_refused_with_the_message_of_the_page(given, message, tmp_p
 
 def test_every_bad_input_that_is_tested_is_on_the_page():
     assert [given for given, _ in rows_of("Bad input")] == list(BAD)
+
+
+def test_the_table_of_options_is_the_help(run):
+    stated = {name.strip("`"): (default, text) for name, default, text in rows_of("Options") if name.startswith("`--")}
+    options = {action.option_strings[0]: action for action in make_parser()._actions if action.option_strings}
+    assert set(stated) == set(options) - {"-h"}
+    for name, (default, text) in stated.items():
+        assert default == str("" if options[name].default is None else options[name].default)
+        assert options[name].help.split(" (default")[0] in text
 
 
 @pytest.mark.parametrize(
