@@ -212,6 +212,7 @@ class SPPOTrainer(CriticTrainer):
         values = self.values(prompts)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
         self._report(values, rewards, counted, is_cut)
+        self.add_credit("value", values)
         self.add_column("value", values.tolist())
         return {
             **rollout,
