@@ -16,6 +16,7 @@ _TRAINING = {
 # All others: the module whose `main(argv)` they are.
 _OTHERS = {
     "quickstart": ("trl_credit.quickstart", "Build a small language model that reasons, train it and show the gain"),
+    "critic-report": ("trl_credit.cli.critic_report", "Measure what critics know, against Monte-Carlo truth"),
     "env": ("trl_credit.cli.env", "Print versions and what is installed, for a bug report"),
 }
 

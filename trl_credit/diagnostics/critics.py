@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
+from ..networks.prompt_critic import load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from ..networks.token_critic import make_token_critic, read_values
 from .probes import Rollout
 
@@ -49,8 +50,10 @@ class ConstantCritic:
 
 
 class LeaveOneOutMean:
-    """For every state the mean reward of the prompt's other completions: the baseline of RLOO and, but for the completion
-    itself, of GRPO."""
+    """
+    For every state the mean reward of the prompt's other completions: the baseline of RLOO and, but for the completion
+    itself, of GRPO.
+    """
 
     name = "leave-one-out mean"
 
@@ -92,14 +95,12 @@ class TokenCritic:
             model_init_kwargs:
                 Of `from_pretrained`.
         """
-        if not (Path(path) / "adapter_config.json").is_file():
-            architectures = AutoConfig.from_pretrained(path).architectures or []
-            if any(name.endswith("ForCausalLM") for name in architectures):
-                raise ValueError(f"{path} is a causal LM ({architectures[0]}), which has no values: give a critic.")
+        refuse_causal_lm(path)
         if tokenizer is not None and _has_other_vocabulary(path, tokenizer):
-            raise ValueError(f"The critic {path} has another vocabulary than the policy, whose tokens it would be given.")
-        network = make_token_critic(path, model_init_kwargs=model_init_kwargs)
-        network = network.to("cuda" if torch.cuda.is_available() else "cpu")
+            raise ValueError(
+                f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
+            )
+        network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
         return cls(network, path, batch_size)
 
     @torch.no_grad()
@@ -107,7 +108,9 @@ class TokenCritic:
         """As the trainers read them."""
         found: list[Any] = [None] * len(rollouts)
         # Sorted by length, for little padding.
-        order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].prompt_ids) + len(rollouts[i].completion_ids))
+        order = sorted(
+            range(len(rollouts)), key=lambda i: len(rollouts[i].prompt_ids) + len(rollouts[i].completion_ids)
+        )
         device = next(self.network.parameters()).device
         for at in range(0, len(order), self.batch_size):
             rows = order[at : at + self.batch_size]
@@ -116,6 +119,95 @@ class TokenCritic:
             for row, line in zip(rows, values, strict=True):
                 found[row] = line[: len(rollouts[row].completion_ids) + 1]
         return found
+
+
+class PromptCritic:
+    """
+    A value for the prompt alone, held along the completion: the critic of SPPO.
+
+    Args:
+        network (`nn.Module`):
+            As [`~trl_credit.SPPOTrainer`] trains it, on its device.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The critic's own.
+        critic_loss (`str`, *optional*, defaults to `"bce"`):
+            What it was trained with. With `"bce"` it answers a logit, with `"mse"` the value.
+        reward_range (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
+            That of its training with `"bce"`.
+        name (`str`, *optional*, defaults to `"prompt critic"`):
+            What it is called in a report.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Prompts that are read at a time.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer,
+        critic_loss: str = "bce",
+        reward_range: tuple[float, float] = (0.0, 1.0),
+        name: str = "prompt critic",
+        batch_size: int = 32,
+    ):
+        if critic_loss not in ("bce", "mse"):
+            raise ValueError(f"`critic_loss` must be 'bce' or 'mse', got {critic_loss!r}.")
+        self.network, self.tokenizer, self.name, self.batch_size = network.eval(), tokenizer, name, batch_size
+        self.critic_loss, self.reward_range = critic_loss, reward_range
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        critic_loss: str = "bce",
+        reward_range: tuple[float, float] = (0.0, 1.0),
+        batch_size: int = 32,
+        **model_init_kwargs,
+    ) -> "PromptCritic":
+        """
+        A critic that was saved.
+
+        Args:
+            path (`str`):
+                A folder or Hub id, its tokenizer beside it.
+            critic_loss, reward_range, batch_size:
+                As above.
+            model_init_kwargs:
+                Of `from_pretrained`.
+        """
+        refuse_causal_lm(path)
+        network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
+        return cls(network, load_critic_tokenizer(path), critic_loss, reward_range, path, batch_size)
+
+    @torch.no_grad()
+    def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """The same along a completion; each prompt is read once."""
+        numbers = [rollout.group for rollout in rollouts]
+        prompts = {rollout.group: rollout.prompt for rollout in rollouts}
+        device = next(self.network.parameters()).device
+        found: dict[int, float] = {}
+        for at in range(0, len(prompts), self.batch_size):
+            groups = list(prompts)[at : at + self.batch_size]
+            ids = tokenize_prompts(self.tokenizer, [prompts[group] for group in groups])
+            outputs = read_prompts(self.network, pad_prompts(ids).to(device)).double()
+            if self.critic_loss == "bce":
+                low, high = self.reward_range
+                outputs = low + (high - low) * outputs.sigmoid()
+            found |= dict(zip(groups, outputs.tolist(), strict=True))
+        return [np.full(len(r.completion_ids) + 1, found[n]) for r, n in zip(rollouts, numbers, strict=True)]
+
+
+def refuse_causal_lm(path: str) -> None:
+    """Raise for a checkpoint that has no value head, and would be given one that knows nothing."""
+    if (Path(path) / "adapter_config.json").is_file():
+        return
+    architectures = AutoConfig.from_pretrained(path).architectures or []
+    if any(name.endswith("ForCausalLM") for name in architectures):
+        raise ValueError(f"{path} is a causal LM ({architectures[0]}), which has no values: give a critic.")
+
+
+def on_device(network: nn.Module) -> nn.Module:
+    """On the GPU if there is one."""
+    return network.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def padded(rollouts: Sequence[Rollout]) -> dict[str, torch.Tensor]:

@@ -2,8 +2,8 @@ r"""
 What a critic is measured by: pure functions of arrays.
 
 The truth V* of a state is known from n returns, so their mean has noise of variance \\( s^2 / n \\) (for rewards of 0
-and 1, \\( \hat V^* (1 - \hat V^*) / (n - 1) \\)). Wherever V* is squared, that much is taken off, which makes errors and
-variances unbiased: a critic that is right has an error of 0, give or take, not of \\( s^2 / n \\).
+and 1, \\( \hat V^* (1 - \hat V^*) / (n - 1) \\)). Wherever V* is squared, that much is taken off, which makes errors
+and variances unbiased: a critic that is right has an error of 0, give or take, not of \\( s^2 / n \\).
 
 `weights` say how often each row counts; resampling whole prompts with them gives intervals, see [`bootstrap`].
 """
@@ -22,12 +22,10 @@ class Figure(NamedTuple):
     estimate: float
     low: float
     high: float
-    count: int
+    n: int
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], groups: np.ndarray, draws: int = 500, seed: int = 0
-) -> Figure:
+def bootstrap(statistic: Callable[[np.ndarray], float], groups: np.ndarray, draws: int = 500, seed: int = 0) -> Figure:
     """
     A statistic and its interval, by resampling whole groups: percentiles 2.5 and 97.5 (Efron and Tibshirani, 1993).
 
@@ -67,53 +65,62 @@ def noise_of_mean(returns: np.ndarray) -> np.ndarray:
 def mean(x: np.ndarray, weights: np.ndarray) -> float:
     """Weighted mean; NaN without weight."""
     total = weights.sum()
-    return float((weights * x).sum() / total) if total else math.nan
+    return float(weights @ x / total) if total else math.nan
 
 
-def squared_error(values: np.ndarray, returns: np.ndarray, weights: np.ndarray) -> float:
+def squared_error(values: np.ndarray, truth: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> float:
     r"""
     \\( E[(V - V^*)^2] \\), without the noise of V*. It can come out a little below 0.
 
     Args:
         values (`np.ndarray`):
             Values of a critic, shape `(N,)`.
-        returns (`np.ndarray`):
-            Returns from the same states, shape `(N, n)`.
+        truth (`np.ndarray`):
+            Mean returns from the same states, shape `(N,)`.
+        noise (`np.ndarray`):
+            Variance of the noise in `truth`, see [`noise_of_mean`], shape `(N,)`.
         weights (`np.ndarray`):
             Shape `(N,)`.
     """
-    return mean((values - returns.mean(1)) ** 2 - noise_of_mean(returns), weights)
+    return mean((values - truth) ** 2 - noise, weights)
 
 
 def explained_variance(
-    values: np.ndarray, returns: np.ndarray, weights: np.ndarray, groups: np.ndarray | None = None
+    values: np.ndarray,
+    truth: np.ndarray,
+    noise: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray | None = None,
 ) -> float:
     r"""
     \\( 1 - \mathrm{Var}(V^* - V) / \mathrm{Var}(V^*) \\), without the noise of V*; NaN when V* does not vary.
 
     Args:
-        values, returns, weights:
+        values, truth, noise, weights:
             As in [`squared_error`].
         groups (`np.ndarray`, *optional*):
             Take variances within groups, shape `(N,)`: with prompts, what a critic knows beyond their difficulty.
     """
-    truth, noise = returns.mean(1), noise_of_mean(returns)
     off = _noise_of_products(noise, weights, groups)
     spread = _products(truth, truth, weights, groups) - off
     error = _products(truth - values, truth - values, weights, groups) - off
     return 1 - error / spread if spread > 1e-12 else math.nan
 
 
-def variance_left(values: np.ndarray, returns: np.ndarray, weights: np.ndarray) -> float:
-    r"""\\( \mathrm{Var}(R - V) / \mathrm{Var}(R) \\) over single returns: the variance of the Monte-Carlo advantage with
-    the critic, in terms of that without."""
+def variance_left(values: np.ndarray, truth: np.ndarray, scatter: np.ndarray, weights: np.ndarray) -> float:
+    r"""
+    \\( \mathrm{Var}(R - V) / \mathrm{Var}(R) \\) over single returns: the variance of the Monte-Carlo advantage with
+    the critic, in terms of that without.
 
-    def variance(x):
-        centred = x - mean(x.mean(1), weights)
-        return mean((centred**2).mean(1), weights)
-
-    spread = variance(returns)
-    return variance(returns - values[:, None]) / spread if spread > 1e-12 else math.nan
+    Args:
+        values, truth, weights:
+            As in [`squared_error`].
+        scatter (`np.ndarray`):
+            Variance of the returns of each state about their own mean, shape `(N,)`.
+    """
+    inside = mean(scatter, weights)
+    spread = inside + _products(truth, truth, weights)
+    return (inside + _products(truth - values, truth - values, weights)) / spread if spread > 1e-12 else math.nan
 
 
 # --- Calibration
@@ -127,12 +134,12 @@ class Calibration(NamedTuple):
     outcome: np.ndarray
 
 
-def calibration(values: np.ndarray, returns: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> Calibration:
+def calibration(values: np.ndarray, truth: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> Calibration:
     """
     The reliability curve.
 
     Args:
-        values, returns, weights:
+        values, truth, weights:
             As in [`squared_error`].
         edges (`np.ndarray`):
             Edges of the bins, rising, shape `(bins + 1,)`; what is outside counts in the first or the last one.
@@ -140,63 +147,66 @@ def calibration(values: np.ndarray, returns: np.ndarray, weights: np.ndarray, ed
     bins = len(edges) - 1
     index = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, bins - 1)
     totals = np.bincount(index, weights, bins)
-    sums = [np.bincount(index, weights * x, bins) for x in (values, returns.mean(1))]
+    sums = [np.bincount(index, weights * x, bins) for x in (values, truth)]
     with np.errstate(invalid="ignore", divide="ignore"):
         return Calibration(totals / totals.sum(), sums[0] / totals, sums[1] / totals)
 
 
-def expected_calibration_error(
-    values: np.ndarray, returns: np.ndarray, weights: np.ndarray, edges: np.ndarray
-) -> float:
-    """Mean over the bins, by their share, of how far mean value and mean return are apart (Naeini et al., 2015)."""
-    bins = calibration(values, returns, weights, edges)
-    return float(np.nansum(bins.share * np.abs(bins.value - bins.outcome)))
-
-
-def calibration_figure(values, returns, groups, edges, draws: int = 500) -> Figure:
+def calibration_error(values, truth, groups, edges, draws: int = 500) -> Figure:
     """
-    [`expected_calibration_error`] with an interval. Its estimate is above 0 even for a critic that is calibrated, for
-    noise adds up in absolute values, so the lower end is that of the gaps which are told from 0, each at the level that
-    makes it 95 % for all.
+    The expected calibration error (Naeini et al., 2015): the mean over the bins, by their share, of how far mean value
+    and mean return are apart.
+
+    The estimate is above 0 even for a critic that is calibrated, for noise adds up in absolute values. So the lower end
+    of the interval is that of the gaps which are told from 0, each at the level that makes it 95 % for all.
+
+    Args:
+        values, truth, edges:
+            As in [`calibration`].
+        groups, draws:
+            As in [`bootstrap`].
     """
-    bins = calibration(values, returns, np.ones(len(values)), edges)
+    bins = calibration(values, truth, np.ones(len(values)), edges)
     gaps = bins.value - bins.outcome
     estimate = float(np.nansum(bins.share * np.abs(gaps)))
-    resampled = [calibration(values, returns, weights, edges) for weights in _resamplings(groups, draws, seed=0)]
+    resampled = [calibration(values, truth, weights, edges) for weights in _resamplings(groups, draws, seed=0)]
     if not resampled:
         return Figure(estimate, math.nan, math.nan, len(values))
     errors = [np.nansum(one.share * np.abs(one.value - one.outcome)) for one in resampled]
     low, high = np.percentile(errors, [2.5, 97.5])
     # Tails of a bootstrap are short of draws, so a normal quantile of its spread.
     reach = NormalDist().inv_cdf(1 - 0.025 / (bins.share > 0).sum())
-    spread = np.nanstd([one.value - one.outcome for one in resampled], axis=0)
+    spread = np.nan_to_num([one.value - one.outcome for one in resampled]).std(axis=0)
     told = np.nansum(bins.share * np.maximum(np.abs(gaps) - reach * spread, 0))
     return Figure(estimate, float(min(low, told)), float(high), len(values))
 
 
-def brier(values: np.ndarray, returns: np.ndarray, weights: np.ndarray) -> float:
-    r"""\\( E[(V - R)^2] \\) over single returns (Brier, 1950)."""
-    return mean(((values[:, None] - returns) ** 2).mean(1), weights)
+def brier(values: np.ndarray, truth: np.ndarray, scatter: np.ndarray, weights: np.ndarray) -> float:
+    r"""\\( E[(V - R)^2] \\) over single returns (Brier, 1950); arguments as in [`variance_left`]."""
+    return mean((values - truth) ** 2 + scatter, weights)
 
 
 # --- Cliffs
 
 
 class Cliff(NamedTuple):
-    """The largest true drop of a completion, what the critic makes of it, and how many steps off its own largest is."""
+    """
+    The largest true drop of a completion, as it was found and as measured, what the critic makes of it, and how many
+    steps off its own largest is.
+    """
 
+    search_drop: float
     true_drop: float
     predicted_drop: float
     offset: int
-    step: int
 
 
 def find_cliff(values: np.ndarray, returns: np.ndarray) -> Cliff | None:
     r"""
     The largest true drop \\( V^*_k - V^*_{k+1} \\) between two states of a completion.
 
-    The largest of many noisy numbers is too large. So the place is looked for with one half of the returns, and the drop
-    measured with the other.
+    The largest of many noisy numbers is too large. So the place is looked for with one half of the returns, and the
+    drop measured with the other.
 
     Args:
         values (`np.ndarray`):
@@ -213,17 +223,17 @@ def find_cliff(values: np.ndarray, returns: np.ndarray) -> Cliff | None:
     drops, predicted = search[:-1] - search[1:], values[:-1] - values[1:]
     step = int(drops.argmax())
     return Cliff(
+        search_drop=float(drops[step]),
         true_drop=float(measure[step] - measure[step + 1]),
         predicted_drop=float(predicted[step]),
         offset=abs(int(predicted.argmax()) - step) if np.ptp(predicted) > 0 else max(step, len(drops) - 1 - step),
-        step=step,
     )
 
 
 def ratio_of_sums(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     """Σ wx / Σ wy; NaN if the latter is 0."""
-    total = (weights * y).sum()
-    return float((weights * x).sum() / total) if total else math.nan
+    total = weights @ y
+    return float(weights @ x / total) if total else math.nan
 
 
 # --- Aliasing, and the signal of single steps
@@ -276,8 +286,8 @@ def rank(values: np.ndarray, returns: np.ndarray) -> Ranking:
     """
     How well a critic puts m next steps in order.
 
-    Where the critic is in doubt, it is as good as a draw among those it puts first; where several steps are best, each of
-    them is right. The gain is the value of its choice less that of a choice at random, in rewards; it has no bias,
+    Where the critic is in doubt, it is as good as a draw among those it puts first; where several steps are best, each
+    of them is right. The gain is the value of its choice less that of a choice at random, in rewards; it has no bias,
     whatever the noise of the returns.
 
     Args:
@@ -301,8 +311,8 @@ def rank(values: np.ndarray, returns: np.ndarray) -> Ranking:
 
 def correlation(credit: np.ndarray, truth: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> float:
     r"""
-    Correlation of credit with the true advantage, corrected for the noise of the latter (Spearman, 1904): 1 for a credit
-    that is proportional to it, however few the returns. NaN when one of them does not vary.
+    Correlation of credit with the true advantage, corrected for the noise of the latter (Spearman, 1904): 1 for a
+    credit that is proportional to it, however few the returns. NaN when one of them does not vary.
 
     Args:
         credit, truth (`np.ndarray`):
@@ -353,20 +363,28 @@ def baseline_weight(rewards: np.ndarray, means: np.ndarray, values: np.ndarray, 
 
 def _products(x, y, weights, groups=None) -> float:
     """Mean of the products of x and y, from their (group's) means."""
-    groups = np.zeros(len(x), dtype=int) if groups is None else groups
-    total = np.bincount(groups, weights)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x, y = (v - (np.bincount(groups, weights * v) / total)[groups] for v in (x, y))
-    return mean(np.where(weights > 0, x * y, 0), weights)
+    total = weights.sum()
+    if not total:
+        return math.nan
+    if groups is None:
+        x, y = x - weights @ x / total, y - weights @ y / total
+    else:
+        totals = np.maximum(np.bincount(groups, weights), 1e-300)
+        x, y = (v - (np.bincount(groups, weights * v) / totals)[groups] for v in (x, y))
+    return float(weights @ (x * y) / total)
 
 
 def _noise_of_products(noise, weights, groups=None) -> float:
     """What noise of that variance adds to the mean square of a truth, from its (group's) means."""
-    groups = np.zeros(len(noise), dtype=int) if groups is None else groups
-    total = np.bincount(groups, weights)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        of_means = np.nansum(np.bincount(groups, weights**2 * noise) / total)
-    return float(((weights * noise).sum() - of_means) / weights.sum()) if weights.sum() else math.nan
+    total = weights.sum()
+    if not total:
+        return math.nan
+    if groups is None:
+        of_means = weights**2 @ noise / total
+    else:
+        totals = np.maximum(np.bincount(groups, weights), 1e-300)
+        of_means = (np.bincount(groups, weights**2 * noise) / totals).sum()
+    return float((weights @ noise - of_means) / total)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
