@@ -128,7 +128,7 @@ def closed_form(fault) -> dict:
         known["targets/variance_left_by_position", x] = _variance_left(truth[:, k], value[:, k], weights)
     edges = np.unique(np.quantile(np.arange(STATES), np.linspace(0, 1, 7)[:-1]).astype(int))
     for part in np.split(np.arange(STATES), edges[1:]):
-        known["error/mse_by_prefix_length", part.mean()] = expect(
+        known["error/mse_by_prefix_length", round(part.mean(), 1)] = expect(
             ((value - truth)[:, part] ** 2).ravel(), np.repeat(weights, len(part))
         )
 

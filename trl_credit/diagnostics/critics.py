@@ -176,7 +176,7 @@ class PromptCritic:
         """
         refuse_causal_lm(path)
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
-        return cls(network, load_critic_tokenizer(path), critic_loss, reward_range, path, batch_size)
+        return cls(network, load_critic_tokenizer(path), critic_loss, reward_range, f"prompt:{path}", batch_size)
 
     @torch.no_grad()
     def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:

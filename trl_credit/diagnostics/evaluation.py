@@ -243,7 +243,9 @@ def _error(report: CriticReport, states: States, steps: Steps, figure: _Figure) 
     edges = np.unique(np.quantile(states.lengths, np.linspace(0, 1, 7)[:-1]).astype(int))
     index = np.searchsorted(edges, states.lengths, side="right") - 1
     report.curves["error/mse_by_prefix_length"] = [
-        (float(states.lengths[index == i].mean()), error(index == i)) for i in range(len(edges)) if (index == i).any()
+        (round(float(states.lengths[index == i].mean()), 1), error(index == i))
+        for i in range(len(edges))
+        if (index == i).any()
     ]
 
 
@@ -306,10 +308,11 @@ def _cliffs(report: CriticReport, rollouts, values, figure: _Figure) -> None:
         np.array([getattr(cliff, name) for _, cliff in found], dtype=float)
         for name in ("true_drop", "predicted_drop", "offset")
     )
+    known = ~np.isnan(offset)
     report.rows |= {
         "cliffs/true_drop": figure(partial(st.mean, true), groups),
         "cliffs/drop_seen": figure(partial(st.ratio_of_sums, predicted, true), groups),
-        "cliffs/offset": figure(partial(st.mean, offset), groups),
+        "cliffs/offset": figure(partial(st.mean, offset[known]), groups[known]),
     }
 
 

@@ -230,7 +230,7 @@ def _range(values, margin: float) -> tuple[float, float]:
 
 def _nice(low: float, high: float) -> list[float]:
     """About five round numbers between two."""
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     unit = 10 ** math.floor(math.log10(rough))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -192,13 +192,13 @@ def brier(values: np.ndarray, truth: np.ndarray, scatter: np.ndarray, weights: n
 class Cliff(NamedTuple):
     """
     The largest true drop of a completion, as it was found and as measured, what the critic makes of it, and how many
-    steps off its own largest is.
+    steps off its own largest is; NaN if its values do not change.
     """
 
     search_drop: float
     true_drop: float
     predicted_drop: float
-    offset: int
+    offset: float
 
 
 def find_cliff(values: np.ndarray, returns: np.ndarray) -> Cliff | None:
@@ -226,7 +226,7 @@ def find_cliff(values: np.ndarray, returns: np.ndarray) -> Cliff | None:
         search_drop=float(drops[step]),
         true_drop=float(measure[step] - measure[step + 1]),
         predicted_drop=float(predicted[step]),
-        offset=abs(int(predicted.argmax()) - step) if np.ptp(predicted) > 0 else max(step, len(drops) - 1 - step),
+        offset=float(abs(int(predicted.argmax()) - step)) if np.ptp(values) > 0 else math.nan,
     )
 
 
@@ -309,7 +309,13 @@ def rank(values: np.ndarray, returns: np.ndarray) -> Ranking:
 # --- Advantages
 
 
-def correlation(credit: np.ndarray, truth: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> float:
+def correlation(
+    credit: np.ndarray,
+    truth: np.ndarray,
+    noise: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> float:
     r"""
     Correlation of credit with the true advantage, corrected for the noise of the latter (Spearman, 1904): 1 for a
     credit that is proportional to it, however few the returns. NaN when one of them does not vary.
@@ -321,12 +327,14 @@ def correlation(credit: np.ndarray, truth: np.ndarray, noise: np.ndarray, weight
             Variance of the noise in `truth`, shape `(N,)`.
         weights (`np.ndarray`):
             Shape `(N,)`.
+        groups (`np.ndarray`, *optional*):
+            Within groups, shape `(N,)`: with completions, whether credit tells their tokens from each other.
     """
-    spread = _products(truth, truth, weights) - _noise_of_products(noise, weights)
-    power = _products(credit, credit, weights)
+    spread = _products(truth, truth, weights, groups) - _noise_of_products(noise, weights, groups)
+    power = _products(credit, credit, weights, groups)
     if spread <= 1e-12 or power <= 1e-12:
         return math.nan
-    return _products(credit, truth, weights) / math.sqrt(spread * power)
+    return _products(credit, truth, weights, groups) / math.sqrt(spread * power)
 
 
 def signal_share(credit: np.ndarray, truth: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> float:
