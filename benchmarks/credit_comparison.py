@@ -4,8 +4,8 @@ Where does each method put the credit? Correlation of token credit with the true
     python benchmarks/credit_comparison.py      # writes docs/results/credit_comparison.md and critic_report.md
 
 The policy is the quickstart's fitted model and does not move. Critics are fitted to its rollouts by the trainers' own
-`pretrain_critic`. Then held-out problems get groups of completions, every token's state gets continuations, and what each
-method would tell a token is held against V*(after it) − V*(before it).
+`pretrain_critic`. Then held-out problems get groups of completions, every token's state gets continuations, and what
+each method would tell a token is held against V*(after it) − V*(before it).
 """
 
 import argparse
@@ -138,13 +138,13 @@ def comparison(rollouts, credits) -> tuple[str, list[dict]]:
     within = partial(st.correlation, groups=steps.rollout)
     mean_length = np.mean(lengths(rollouts))
     lines = [
-        "| method | correlation, all tokens | within completions | sampled for a credited completion | read by the critic |",
+        "| method | correlation, all tokens | within completions | tokens sampled | tokens read by the critic |",
         "| --- | --- | --- | --- | --- |",
     ]
     rows = []
     for name, credit, others, read in credits:
         overall = steps.correlation(credit)
-        inner = steps.correlation(credit, statistic=lambda x, t, n, w: within(x, t, n, w))
+        inner = steps.correlation(credit, statistic=within)
         sampled = mean_length * (1 + others)
         rows.append(
             {"method": name, "all": overall._asdict(), "within": inner._asdict(), "sampled": sampled, "read": read}
@@ -165,10 +165,10 @@ def report_table(reports) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=48, help="held-out problems")
+    parser.add_argument("--prompts", type=int, default=40, help="held-out problems")
     parser.add_argument("--completions", type=int, default=8, help="of each, GRPO's group")
-    parser.add_argument("--continuations", type=int, default=32, help="of each state")
-    parser.add_argument("--updates", type=int, default=300, help="of each critic, before anything is measured")
+    parser.add_argument("--continuations", type=int, default=24, help="of each state")
+    parser.add_argument("--updates", type=int, default=150, help="of each critic, before anything is measured")
     parser.add_argument("--batch", type=int, default=128, help="completions of an update")
     parser.add_argument("--work", type=Path, default=Path("outputs/credit_comparison"), help="models and samples")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
@@ -179,7 +179,7 @@ def main():
     torch.set_num_threads(1)
 
     start = start_model(Path("outputs/quickstart"))
-    fit = {"policy": start, "updates": args.updates, "batch": args.batch, "critic_learning_rate": 1e-3}
+    fit = {"policy": start, "updates": args.updates, "batch": args.batch, "critic_learning_rate": 2e-3}
     token = TokenCritic.from_pretrained(fit_critic(VAPOTrainer, VAPOConfig, folder=args.work / "vapo", **fit))
     prompt = PromptCritic.from_pretrained(fit_critic(SPPOTrainer, SPPOConfig, folder=args.work / "sppo", **fit))
     token.name, prompt.name = "VAPO's critic", "SPPO's critic"
@@ -199,10 +199,11 @@ def main():
     command = shlex.join(["python", "benchmarks/credit_comparison.py", *sys.argv[1:]])
     reward = np.mean([rollout.reward for rollout in rollouts])
     states = sum(len(rollout.cuts) for rollout in rollouts)
-    made = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread: {args.prompts} held-out
-problems, {args.completions} completions of each, {100 * reward:.0f} % of them right; a state before every token, {states:,} in
-all, with {args.continuations} continuations each ({probes.sampled_tokens / 1e6:.1f} M tokens). Critics had {args.updates} updates on
-{args.batch} completions each before. Brackets are 95 % intervals from resampled problems.
+    tokens = probes.sampled_tokens / 1e6
+    made = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread.
+{args.prompts} held-out problems, {args.completions} completions of each, {100 * reward:.0f} % of them right; a state before
+every token, {states:,} in all, with {args.continuations} continuations each ({tokens:.1f} M tokens). Before, each critic
+had {args.updates} updates on {args.batch} completions each. Brackets are 95 % intervals from resampled problems.
 """
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "credit_comparison.md").write_text(f"{made}\n{table}", encoding="utf-8")
