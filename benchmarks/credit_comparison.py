@@ -201,9 +201,9 @@ def main():
     states = sum(len(rollout.cuts) for rollout in rollouts)
     tokens = probes.sampled_tokens / 1e6
     made = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread.
-{args.prompts} held-out problems, {args.completions} completions of each, {100 * reward:.0f} % of them right; a state before
-every token, {states:,} in all, with {args.continuations} continuations each ({tokens:.1f} M tokens). Before, each critic
-had {args.updates} updates on {args.batch} completions each. Brackets are 95 % intervals from resampled problems.
+{args.prompts} held-out problems, {args.completions} completions of each, {100 * reward:.0f} % of them right; a state
+before every token, {states:,} in all, {args.continuations} continuations of each ({tokens:.1f} M tokens). Before, each
+critic had {args.updates} updates on {args.batch} completions each. Brackets are 95 % intervals from resampled problems.
 """
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "credit_comparison.md").write_text(f"{made}\n{table}", encoding="utf-8")

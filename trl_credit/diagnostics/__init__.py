@@ -1,5 +1,6 @@
 """What a critic knows: Monte-Carlo truth, and how far its values are from it."""
 
+from .callback import CriticProbeCallback
 from .critics import ConstantCritic, Critic, LeaveOneOutMean, PromptCritic, TokenCritic
 from .evaluation import CriticReport, evaluate_critic
 from .policies import Decoding, TransformersPolicy, VLLMPolicy, load_policy
@@ -9,6 +10,7 @@ from .probes import Probes, ProbeSettings, Rollout, draw_probes
 __all__ = [
     "ConstantCritic",
     "Critic",
+    "CriticProbeCallback",
     "CriticReport",
     "Decoding",
     "LeaveOneOutMean",
