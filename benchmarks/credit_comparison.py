@@ -44,6 +44,8 @@ from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save
 
 TASK = ChainTask(TINY.terms)
 LAMBDA = 0.99  # of GRPO-λ, the paper's
+# Of a critic's training: updates on each rollout, and completions of an update.
+UPDATES, BATCH = 8, 32
 
 
 def correct(prompts, completions, **kwargs):
@@ -59,18 +61,19 @@ def start_model(folder: Path) -> str:
     return str(path)
 
 
-def fit_critic(trainer_class, config_class, policy: str, folder: Path, updates: int, batch: int, **settings) -> str:
+def fit_critic(trainer_class, config_class, policy: str, folder: Path, rollouts: int, **settings) -> str:
     """The trainer's own pretraining, one completion a prompt; returns the critic's folder, made once."""
     critic = folder / "critic"
     if not (critic / "config.json").exists():
         rng = random.Random("critic")
-        prompts = [TASK.prompt(TASK.draw(rng)) for _ in range(updates * batch)]
+        prompts = [TASK.prompt(TASK.draw(rng)) for _ in range(rollouts * UPDATES * BATCH)]
         config = config_class(
             str(folder),
             num_generations=1,
-            per_device_train_batch_size=batch,
+            per_device_train_batch_size=BATCH,
+            steps_per_generation=UPDATES,
             max_completion_length=TASK.max_completion_length,
-            critic_pretraining_steps=updates,
+            critic_pretraining_steps=rollouts * UPDATES,
             critic_lr_scheduler_type="linear",
             max_steps=1,
             seed=0,
@@ -78,7 +81,7 @@ def fit_critic(trainer_class, config_class, policy: str, folder: Path, updates: 
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",
-            logging_steps=updates,
+            logging_steps=10 * UPDATES,
             disable_tqdm=True,
             **settings,
         )
@@ -165,11 +168,10 @@ def report_table(reports) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=40, help="held-out problems")
+    parser.add_argument("--prompts", type=int, default=32, help="held-out problems")
     parser.add_argument("--completions", type=int, default=8, help="of each, GRPO's group")
-    parser.add_argument("--continuations", type=int, default=24, help="of each state")
-    parser.add_argument("--updates", type=int, default=150, help="of each critic, before anything is measured")
-    parser.add_argument("--batch", type=int, default=128, help="completions of an update")
+    parser.add_argument("--continuations", type=int, default=16, help="of each state")
+    parser.add_argument("--rollouts", type=int, default=80, help="that each critic is fitted to, before it is measured")
     parser.add_argument("--work", type=Path, default=Path("outputs/credit_comparison"), help="models and samples")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
@@ -179,7 +181,7 @@ def main():
     torch.set_num_threads(1)
 
     start = start_model(Path("outputs/quickstart"))
-    fit = {"policy": start, "updates": args.updates, "batch": args.batch, "critic_learning_rate": 2e-3}
+    fit = {"policy": start, "rollouts": args.rollouts, "critic_learning_rate": 1e-3}
     token = TokenCritic.from_pretrained(fit_critic(VAPOTrainer, VAPOConfig, folder=args.work / "vapo", **fit))
     prompt = PromptCritic.from_pretrained(fit_critic(SPPOTrainer, SPPOConfig, folder=args.work / "sppo", **fit))
     token.name, prompt.name = "VAPO's critic", "SPPO's critic"
@@ -203,7 +205,7 @@ def main():
     made = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread.
 {args.prompts} held-out problems, {args.completions} completions of each, {100 * reward:.0f} % of them right; a state
 before every token, {states:,} in all, {args.continuations} continuations of each ({tokens:.1f} M tokens). Before, each
-critic had {args.updates} updates on {args.batch} completions each. Brackets are 95 % intervals from resampled problems.
+critic had {args.rollouts * UPDATES} updates on {BATCH} fresh completions each. Brackets: 95 %, problems resampled.
 """
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "credit_comparison.md").write_text(f"{made}\n{table}", encoding="utf-8")

@@ -220,6 +220,51 @@ def test_every_figure_has_its_closed_form_in_its_interval(reports, name):
     assert np.mean(covered) > 0.9
 
 
+def test_ranking_and_aliasing(reports):
+    gains = CANDIDATES.max() - CANDIDATES.mean()
+    expected = {"perfect": (1, 1, gains), "shifted": (1, 1, gains), "shuffled": (0.25, 0, 0), "constant": (0.25, 0, 0)}
+    for name, known in expected.items():
+        for row, truth in zip(("hit", "correlation", "gain"), known, strict=True):
+            figure = reports[name].rows[f"ranking/{row}"]
+            assert figure.low - 0.01 <= truth <= figure.high + 0.01, (name, row, figure)
+        assert reports[name].rows["ranking/chance"].estimate == pytest.approx(0.25, abs=1e-3)
+    for name, truth in (("perfect", 1), ("shifted", 1), ("constant", 0)):
+        curve = reports[name].curves["aliasing/difference_seen_by_suffix"]
+        assert [length for length, _ in curve] == [1, 2, 4, 8]
+        assert all(figure.low - 0.01 <= truth <= figure.high + 0.01 for _, figure in curve), (name, curve)
+
+
+def test_a_critic_that_reads_only_the_last_two_tokens_is_told_by_their_number():
+    probes = samples(prompts=60, seed=1)
+    sums: dict = {}
+    for rollout in probes.rollouts:
+        ids = rollout.prompt_ids + rollout.completion_ids
+        for t, value in enumerate(rollout.truth):
+            sums.setdefault(tuple(ids[max(t - 1, 0) : t + 1]), []).append(value)
+
+    class ShortSighted:
+        name = "short-sighted"
+
+        def values(self, rollouts):
+            rows = [(r, r.prompt_ids + r.completion_ids) for r in rollouts]
+            return [
+                np.array([np.mean(sums.get(tuple(ids[max(t - 1, 0) : t + 1]), 0.5)) for t in range(len(r.truth))])
+                for r, ids in rows
+            ]
+
+    curve = dict(evaluate_critic(ShortSighted(), probes, draws=50).curves["aliasing/difference_seen_by_suffix"])
+    assert curve[1].low > 0.005, "of states with one token in common it sees something"
+    for length in (2, 4, 8):
+        assert curve[length].estimate == pytest.approx(0, abs=1e-9)
+
+
+def test_values_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match="one finite number is needed for each state"):
+        evaluate_critic(Planted("broken", lambda v, rollout: v * np.nan), samples(prompts=2))
+    with pytest.raises(ValueError, match="for a completion of 10 tokens"):
+        evaluate_critic(Planted("short", lambda v, rollout: v[:-1]), samples(prompts=2))
+
+
 NAMED = {
     "shifted": ("calibration/ece", 0.15),
     "smoothed cliff": ("cliffs/drop_seen", 0.0),

@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import GenerationMixin
 
 from trl_credit.cli import main
+from trl_credit.cli.critic_report import make_parser
 from trl_credit.diagnostics.evaluation import CriticReport
 from trl_credit.diagnostics.layout import SECTIONS
 from trl_credit.diagnostics.page import draw, show, write_page
@@ -177,6 +179,29 @@ def test_a_critic_of_another_vocabulary_is_refused(folder, tmp_path, capsys, mon
     tokenizer.save_pretrained(tmp_path)
     assert main(arguments(folder, tmp_path)) == 2
     assert "has another vocabulary than the policy" in capsys.readouterr().err
+
+
+# --- What the documentation says
+
+
+def test_options_and_figures_of_the_documentation_are_those_of_the_command():
+    page = (Path(__file__).parents[1] / "docs/critic_report.md").read_text(encoding="utf-8")
+    options = re.findall(r"^\| `(--\w+)` \| ([^|]*?) ?\| (.*?) \|$", page, flags=re.MULTILINE)
+    expected = []
+    for action in make_parser()._actions[1:]:
+        default = "" if action.default is None or action.default is False else action.default
+        default = " ".join(f"{x:g}" for x in default) if isinstance(default, tuple) else str(default)
+        text = re.sub(r" ?\(default: .*\)$", "", action.help)
+        expected.append((action.option_strings[0], "required" if action.required else default, text))
+    assert options == expected
+    figures = re.findall(r"^\| ([^|]*)\| ([^|]*) \| (\d?|least|most) ?\| [^|]*\|$", page, flags=re.MULTILINE)
+    documented, title = {}, ""
+    for section, label, ideal in figures:
+        title = section.strip() or title
+        documented.setdefault(title, []).append((label.strip(), ideal))
+    for section in SECTIONS:
+        for row in section.rows:
+            assert (row.label, row.ideal) in documented[section.title], row.name
 
 
 # --- The page

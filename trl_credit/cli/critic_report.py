@@ -32,7 +32,7 @@ def make_parser() -> ArgumentParser:
         metavar="NAME_OR_FILE",
         help="Hub id, or a .json, .jsonl, .csv or .parquet file",
     )
-    add("--dataset_split", default="train", help="default: %(default)s")
+    add("--dataset_split", default="train", help="split of it (default: %(default)s)")
     add("--prompts", type=int, default=64, help="how many rows of it, from the first (default: %(default)s)")
     add(
         "--reward_funcs",
@@ -51,15 +51,20 @@ def make_parser() -> ArgumentParser:
     add(
         "--candidates", type=int, default=4, help="next steps to rank, of one state a completion (default: %(default)s)"
     )
-    add("--max_completion_length", type=int, default=256, help="default: %(default)s")
-    add("--temperature", type=float, default=1.0, help="default: %(default)s")
-    add("--top_p", type=float, default=1.0, help="default: %(default)s")
+    add("--max_completion_length", type=int, default=256, help="most tokens of a completion (default: %(default)s)")
+    add("--temperature", type=float, default=1.0, help="of the sampling (default: %(default)s)")
+    add("--top_p", type=float, default=1.0, help="of the sampling (default: %(default)s)")
     add("--top_k", type=int, default=0, help="0 for all (default: %(default)s)")
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
     add("--batch_size", type=int, default=64, help="sequences at a time, without vLLM (default: %(default)s)")
     add("--use_vllm", action="store_true", help="sample with vLLM")
-    add("--vllm_gpu_memory_utilization", type=float, default=0.5, help="default: %(default)s")
-    add("--vllm_max_model_length", type=int, help="default: the model's")
+    add(
+        "--vllm_gpu_memory_utilization",
+        type=float,
+        default=0.5,
+        help="share of the GPU's memory that vLLM takes (default: %(default)s)",
+    )
+    add("--vllm_max_model_length", type=int, help="context of vLLM; not given: the model's")
     add("--dtype", default="auto", help="of the policy and of critics, e.g. bfloat16 (default: %(default)s)")
     add(
         "--critic_loss",
@@ -82,7 +87,7 @@ def make_parser() -> ArgumentParser:
         default=Path("critic_report"),
         help="for report.html and report.json (default: %(default)s)",
     )
-    add("--probes", type=Path, metavar="FOLDER", help="where samples are kept (default: probes, in the former)")
+    add("--probes", type=Path, metavar="FOLDER", help="where samples are kept; not given: `probes` in the former")
     return parser
 
 
