@@ -43,7 +43,7 @@ def plot(results: list[dict], folder: Path) -> None:
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "trl_credit", "font.family": "sans-serif"})
     tasks = list(dict.fromkeys(result["task"] for result in results))
     for theme, ink in (("light", "#333333"), ("dark", "#c8ccd8")):
-        figure, panels = plt.subplots(1, len(tasks), figsize=(9, 3.6), layout="constrained", squeeze=False)
+        figure, panels = plt.subplots(1, len(tasks), figsize=(9, 3.8), layout="constrained", squeeze=False)
         for task, axes in zip(tasks, panels[0], strict=True):
             for result in (result for result in results if result["task"] == task):
                 color, line = LINES[result["method"]]
@@ -57,6 +57,7 @@ def plot(results: list[dict], folder: Path) -> None:
             axes.title.set(color=ink, fontsize=10)
             axes.xaxis.label.set_color(ink)
         panels[0][0].set_ylabel("success", color=ink)
-        panels[0][-1].legend(loc="lower right", labelcolor=ink, frameon=False, fontsize=8)
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, labelcolor=ink, frameon=False, fontsize=9)
         figure.savefig(folder / f"control-{theme}.svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
