@@ -56,7 +56,7 @@ def test_critic_of_every_state_gives_whitened_verdict_minus_value_at_lambda_1():
     rollout.rewards[:, ::3] = 1.0
     critic = TokenCritic(2, 5, learning_rate=1e-2, lam=1.0)
     advantages = critic.advantages(rollout)
-    values = critic.networks(rollout.flat()[0]).view_as(rollout.mask)
+    values = critic.networks(rollout.states.flatten(1, 2)).view_as(rollout.mask)
     for ours, reward, value, mask in zip(advantages, rollout.rewards, values, rollout.mask, strict=True):
         raw = (reward.unsqueeze(1) - value)[mask].double()
         torch.testing.assert_close(ours[mask].double(), (raw - raw.mean()) / raw.std(correction=0), atol=1e-4, rtol=0)
@@ -71,8 +71,10 @@ def test_episodes_of_a_group_start_alike_and_groups_do_not():
 
 def test_nothing_passes_between_runs():
     policies, rollout = rollout_of("cartpole")
+    states, actions, mask = rollout.trained(rollout.states, rollout.actions, rollout.mask)
+    assert mask.sum() == rollout.mask.sum() < rollout.mask.numel()
     weight = torch.tensor([[1.0], [0.0]])
-    per_run_mean(weight * log_probabilities(policies, rollout), rollout.flat()[1]).backward()
+    per_run_mean(weight * log_probabilities(policies, states, actions), mask).backward()
     for parameter in policies.parameters():
         assert parameter.grad[0].abs().sum() > 0 and not parameter.grad[1].any()
 

@@ -146,8 +146,8 @@ def page(results: list[dict], arguments: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--runs", type=int, default=6, help="seeds; they train side by side")
-    parser.add_argument("--updates", type=int, help="by default 30 for CartPole, 80 for MountainCar")
+    parser.add_argument("--runs", type=int, default=5, help="seeds; they train side by side")
+    parser.add_argument("--updates", type=int, help="by default 30 for CartPole, 40 for MountainCar")
     parser.add_argument("--seed", type=int, default=0, help="of the first fit; the same for all methods")
     parser.add_argument("--sweep", action="store_true", help="try a grid of learning rates instead")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/control"))

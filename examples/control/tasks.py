@@ -71,7 +71,7 @@ class MountainCar:
     title = "MountainCar"
     horizon = 1000
     episodes = 8
-    updates = 80
+    updates = 40
     scale = (0.5, 0.03)
     actions = 3
     noise = 0.92

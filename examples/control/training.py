@@ -56,9 +56,12 @@ class Rollout:
     mask: torch.Tensor  # (runs, episodes, T), False after the end of the episode
     rewards: torch.Tensor  # (runs, episodes), 0 or 1
 
-    def flat(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `(runs, N, features)` and mask `(runs, N)`."""
-        return self.states.flatten(1, 2), self.mask.flatten(1)
+    def trained(self, *values: torch.Tensor) -> list[torch.Tensor]:
+        """Of tensors `(runs, episodes, T, ...)` what was acted on, `(runs, N, ...)`, N the largest number of a run."""
+        mask = self.mask.flatten(1)
+        order = mask.int().argsort(dim=1, descending=True, stable=True)[:, : mask.sum(1).max()]
+        rows = torch.arange(len(mask)).unsqueeze(1)
+        return [value.flatten(1, 2)[rows, order] for value in values]
 
 
 def roll_out(task: Task, act: Callable, runs: int, episodes: int, seed: int, group: int = 1) -> Rollout:
@@ -98,10 +101,9 @@ def sample(policies: Networks) -> Callable:
     return act
 
 
-def log_probabilities(policies: Networks, rollout: Rollout) -> torch.Tensor:
+def log_probabilities(policies: Networks, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     """Of the actions taken, `(runs, N)`."""
-    logps = policies(rollout.flat()[0]).log_softmax(-1)
-    return logps.gather(2, rollout.actions.flatten(1).unsqueeze(2)).squeeze(2)
+    return policies(states).log_softmax(-1).gather(2, actions.unsqueeze(2)).squeeze(2)
 
 
 def per_run_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -119,8 +121,7 @@ def imitate(task: Task, runs: int, seed: int, demonstrations: int = 64, steps: i
         return torch.from_numpy(chosen).unflatten(0, states.shape[:2])
 
     rollout = roll_out(task, act, runs, demonstrations, seed)
-    states, mask = rollout.flat()
-    actions = rollout.actions.flatten(1)
+    states, actions, mask = rollout.trained(rollout.states, rollout.actions, rollout.mask)
     policies = Networks(runs, states.shape[-1], task.actions)
     optimizer = torch.optim.Adam(policies.parameters(), lr=1e-2)
     for _ in range(steps):
@@ -164,15 +165,15 @@ class TokenCritic:
     @torch.no_grad()
     def advantages(self, rollout: Rollout) -> torch.Tensor:
         mask = rollout.mask.flatten(0, 1)
-        values = self.networks(rollout.flat()[0]).reshape(mask.shape)
+        values = self.networks(rollout.states.flatten(1, 2)).view(mask.shape)
         advantages, returns = gae(rollout.rewards.flatten(), values, mask, lam=self.lam)
         self.values, self.returns = (x.view_as(rollout.mask) for x in (values, returns))
         return torch.stack([whiten(a, m) for a, m in zip(advantages.view_as(rollout.mask), rollout.mask, strict=True)])
 
     def fit(self, rollout: Rollout) -> None:
-        states, mask = rollout.flat()
+        states, returns, mask = rollout.trained(rollout.states, self.returns, rollout.mask)
         for _ in range(EPOCHS):
-            loss = squared_error(self.networks(states).squeeze(2), self.returns.flatten(1))
+            loss = squared_error(self.networks(states).squeeze(2), returns)
             step(self.optimizer, per_run_mean(loss, mask))
 
 
@@ -223,16 +224,17 @@ def train(task: Task, start: Networks, make_credit: Callable, learning_rate: flo
     for update in range(updates):
         group = getattr(credit, "group", 1)
         rollout = roll_out(task, sample(policies), runs, task.episodes, 10_000 * seed + update, group)
-        with torch.no_grad():
-            old_logps = log_probabilities(policies, rollout)
-        advantages = credit.advantages(rollout).flatten(1)
+        advantages = credit.advantages(rollout)
         log["success"].append(rollout.rewards.mean(-1).tolist())
         log["steps"].append(rollout.mask.sum((1, 2)).tolist())
         log["explained"].append(explained(rollout, credit.values) if hasattr(credit, "values") else [])
         credit.fit(rollout)
-        mask = rollout.flat()[1]
+        wanted = rollout.states, rollout.actions, advantages, rollout.mask
+        states, actions, advantages, mask = rollout.trained(*wanted)
+        with torch.no_grad():
+            old_logps = log_probabilities(policies, states, actions)
         for _ in range(EPOCHS):
-            ratio = (log_probabilities(policies, rollout) - old_logps).exp()
+            ratio = (log_probabilities(policies, states, actions) - old_logps).exp()
             clipped = ratio.clamp(1 - CLIP, 1 + CLIP)
             step(optimizer, per_run_mean(-torch.minimum(ratio * advantages, clipped * advantages), mask))
     return log
