@@ -15,11 +15,9 @@ import argparse
 import itertools
 import json
 import math
-import os
 import shlex
 import statistics
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +27,7 @@ import transformers
 from learning import start_model
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-#X from trl_credit import SPPOConfig, SPPOTrainer
+from trl_credit import SPPOConfig, SPPOTrainer
 from trl_credit.quickstart.evaluation import evaluate, held_out_problems
 from trl_credit.quickstart.program import TINY
 from trl_credit.quickstart.task import ChainTask
@@ -65,33 +63,25 @@ class BatchMeanTrainer(CreditTrainer):
 
 @dataclass(frozen=True)
 class Arm:
-    """A method, with the completions of a prompt, its own settings, the best of `SWEEP`, and how it is drawn."""
+    """A method, with its completions of a prompt, and its settings: the best of `SWEEP` and those it needs."""
 
     method: Method
     generations: int
     settings: dict
-    color: str
 
 
 ARMS = {
-    "no critic, N=1": Arm(
-        Method("no critic", BatchMeanConfig, BatchMeanTrainer), 1, {"learning_rate": 3e-4}, "#7f7f7f"
-    ),
-    "GRPO, N=8": Arm(Method("GRPO", GRPOConfig, GRPOTrainer), 8, {"learning_rate": 3e-4}, "#d9641e"),
+    "SPPO, N=1": Arm(Method("SPPO", SPPOConfig, SPPOTrainer), 1, {"learning_rate": 3e-4, "critic_learning_rate": 3e-4}),
+    "no critic, N=1": Arm(Method("no critic", BatchMeanConfig, BatchMeanTrainer), 1, {"learning_rate": 3e-4}),
+    "GRPO, N=8": Arm(Method("GRPO", GRPOConfig, GRPOTrainer), 8, {"learning_rate": 3e-4}),
     # RLOO alone has a KL penalty by default.
-    "RLOO, N=8": Arm(Method("RLOO", RLOOConfig, RLOOTrainer), 8, {"learning_rate": 3e-4, "beta": 0.0}, "#2a9d6f"),
+    "RLOO, N=8": Arm(Method("RLOO", RLOOConfig, RLOOTrainer), 8, {"learning_rate": 3e-4, "beta": 0.0}),
 }
 SWEEP = {"learning_rate": (1.5e-4, 3e-4, 6e-4), "critic_learning_rate": (1e-4, 3e-4, 1e-3)}
 SWEEP_SEEDS, SWEEP_STEPS = (100, 101), 60
 # Half-widths of a 95 % interval in standard errors, by Student's t, for 2 to 10 seeds.
-CRITIC_METRICS = ("critic/brier", "critic/explained_variance")
+CRITIC_METRICS = ("critic/brier", "critic/ece", "critic/explained_variance")
 T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2))
-# Keys of a run, shown as percentages.
-RESULTS = {
-    "sampled": "sampled",
-    "greedy": "greedy",
-    "training": "mean over training",
-}
 
 
 def measure(name: str, settings: dict, seed: int, steps: int, points: int, problems: int, start: Path) -> dict:
@@ -139,15 +129,19 @@ def measure(name: str, settings: dict, seed: int, steps: int, points: int, probl
         "seed": seed,
         "steps": steps,
         "problems": problems,
-        "sampled": curve[-1]["sampled"],
-        "greedy": curve[-1]["greedy"],
-        "training": statistics.mean(entry["reward"] for entry in log),
         "seconds": seconds,
         "curve": curve,
         "tokens": [entry["tokens"] for entry in log],
         "rewards": [round(entry["reward"], 4) for entry in log],
         **critic,
     }
+
+
+def swept(name: str) -> list[dict]:
+    """One setting changed at a time."""
+    settings = ARMS[name].settings
+    changed = [settings | {key: value} for key in SWEEP if key in settings for value in SWEEP[key]]
+    return [option for i, option in enumerate(changed) if option not in changed[:i]]
 
 
 class Record:
@@ -169,6 +163,123 @@ class Record:
         partial = self.path.with_suffix(".partial")
         partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         partial.replace(self.path)
+
+
+# --- The page
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean over the seeds, and half the width of its 95 % interval."""
+    if len(values) < 2:
+        return statistics.mean(values), math.inf
+    return statistics.mean(values), T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def shown(values: list[float], sign: str = "") -> str:
+    mean, half = interval(values)
+    text = f"{mean:{sign}.1f}" + (f" ± {half:.1f}" if math.isfinite(half) else "")
+    return f"**{text}**" if sign and abs(mean) > half else text
+
+
+def tokens_until(run: dict, level: float, window: int = 10) -> float:
+    """Generated tokens until `level` of the rollouts of the last steps are right; infinite if they never are."""
+    for end in range(window, len(run["rewards"]) + 1):
+        if statistics.mean(run["rewards"][end - window : end]) >= level:
+            return run["tokens"][end - 1]
+    return math.inf
+
+
+def results(runs: list[dict]) -> dict[str, list[float]]:
+    """What the tables show of the runs of a method, a number for each run."""
+    early = runs[0]["curve"][1]["step"]
+    return {
+        f"sampled, {early} steps": [100 * run["curve"][1]["sampled"] for run in runs],
+        "sampled, end": [100 * run["curve"][-1]["sampled"] for run in runs],
+        "greedy, end": [100 * run["curve"][-1]["greedy"] for run in runs],
+        "mean over training": [100 * statistics.mean(run["rewards"]) for run in runs],
+    }
+
+
+def table(groups: dict[str, list[dict]]) -> str:
+    """A line for each method and settings."""
+    columns = results(next(iter(groups.values())))
+    lines = [
+        f"| | seeds | {' | '.join(columns)} | tokens until 60 % | tokens of a run |",
+        f"| --- | --- | {' | '.join('---' for _ in columns)} | --- | --- |",
+    ]
+    for name, runs in groups.items():
+        until = [tokens_until(run, 0.6) / 1000 for run in runs]
+        cells = [shown(values) for values in results(runs).values()]
+        cells += [
+            shown(until) if max(until) < math.inf else "not by all",
+            shown([r["tokens"][-1] / 1000 for r in runs]),
+        ]
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison(groups: dict[str, list[dict]]) -> str:
+    """SPPO less each other method, seed by seed, and the same in words."""
+    (first, ours), *others = ((name, sorted(runs, key=lambda run: run["seed"])) for name, runs in groups.items())
+    lines, words = [], {what: {"ahead of": [], "behind": [], "not told apart from": []} for what in results(ours)}
+    for name, theirs in others:
+        pairs = [(a, b) for a in ours for b in theirs if a["seed"] == b["seed"]]
+        ours_, theirs_ = (results([pair[i] for pair in pairs]) for i in (0, 1))
+        cells = []
+        for what, verdicts in words.items():
+            differences = [a - b for a, b in zip(ours_[what], theirs_[what], strict=True)]
+            mean, half = interval(differences)
+            verdicts["not told apart from" if abs(mean) <= half else "ahead of" if mean > 0 else "behind"].append(name)
+            cells.append(shown(differences, "+"))
+        lines.append(f"| {first} − {name} | {len(pairs)} | {' | '.join(cells)} |")
+    header = f"| | seeds | {' | '.join(words)} |\n| --- | --- | {' | '.join('---' for _ in words)} |\n"
+    sentences = [
+        f"- {what}: {first} is " + "; ".join(f"{how} {', '.join(names)}" for how, names in verdicts.items() if names)
+        for what, verdicts in words.items()
+    ]
+    return header + "\n".join(lines) + "\n\n" + "\n".join(sentences) + "\n"
+
+
+def page(record: Record, args) -> str:
+    groups: dict[str, list[dict]] = {}
+    for run in record.runs:
+        name = run["method"]
+        if args.sweep:
+            name += "".join(f", {key} {run['settings'][key]:g}" for key in SWEEP if key in run["settings"])
+        groups.setdefault(name, []).append(run)
+    groups = dict(sorted(groups.items(), key=lambda group: [*ARMS].index(group[1][0]["method"])))
+    run = record.runs[0]
+    command = shlex.join(["python", "benchmarks/sppo_learning.py", *sys.argv[1:]])
+    text = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread: {run["steps"]} steps of {COMPLETIONS_PER_STEP} completions, one update for each, the same start for all.
+
+- sampled, greedy: percentage of {run["problems"]:,} fresh held-out problems solved
+- mean over training: percentage of the rollouts that were right, over all steps
+- tokens: generated ones, in thousands; "until 60 %": until so many of the rollouts of the last ten steps were right
+- ±: half of the 95 % interval of the mean over the seeds, by Student's t
+
+{table(groups)}"""
+    if not args.sweep and len(groups) > 1:
+        text += "\nThe same seeds against each other, in points; bold where the 95 % interval leaves out 0:\n\n"
+        text += comparison(groups)
+    if "critic/brier" in run:
+        text += "\n" + calibration([run for run in record.runs if "critic/brier" in run])
+    return text
+
+
+def calibration(runs: list[dict]) -> str:
+    """Whether the critic knows more than the rate of the step, which a constant could."""
+
+    def late(values: list[float]) -> float:
+        return statistics.mean(values[2 * len(values) // 3 :])
+
+    brier = [late(run["critic/brier"]) for run in runs]
+    constant = [late([rate * (1 - rate) for rate in run["rewards"]]) for run in runs]
+    explained = [100 * late(run["critic/explained_variance"]) for run in runs]
+    return (
+        f"The critic of SPPO, mean over the last third of the steps: Brier score {statistics.mean(brier):.3f}, where "
+        f"the rate of each step, known in advance, would have {statistics.mean(constant):.3f}; explained variance of "
+        f"the rewards {shown(explained)} %.\n"
+    )
 
 
 def main():
@@ -196,15 +307,9 @@ def main():
                 continue
             run = measure(name, settings, seed, args.steps, args.points, args.problems, start)
             record.add(run)
-            shown = {key: value for key, value in run.items() if not isinstance(value, list)}
-            print(json.dumps(shown, ensure_ascii=False), flush=True)
-
-
-def swept(name: str) -> list[dict]:
-    """One setting changed at a time."""
-    settings = ARMS[name].settings
-    changed = [settings | {key: value} for key in SWEEP if key in settings for value in SWEEP[key]]
-    return [option for i, option in enumerate(changed) if option not in changed[:i]]
+            short = {key: value for key, value in run.items() if not isinstance(value, list)}
+            print(json.dumps(short, ensure_ascii=False), flush=True)
+    record.path.with_suffix(".md").write_text(page(record, args), encoding="utf-8")
 
 
 if __name__ == "__main__":
