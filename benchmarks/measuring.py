@@ -1,11 +1,17 @@
-"""What the benchmarks of cost share: a model of a chosen size, and a run in a process of its own."""
+"""What benchmarks share: a model of a chosen size, a run in a process of its own, an interval."""
 
 import json
+import math
 import resource
+import statistics
 import subprocess
 import sys
 
 import torch
+
+
+# Half-widths of a 95 % interval in standard errors, by Student's t, for 2 to 10 seeds.
+T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2))
 
 
 def make_tokenizer():
@@ -50,3 +56,10 @@ def run_in_process(*argv: str) -> dict:
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean over the seeds, and half the width of its 95 % interval."""
+    if len(values) < 2:
+        return statistics.mean(values), math.inf
+    return statistics.mean(values), T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))

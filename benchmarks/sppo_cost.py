@@ -190,8 +190,9 @@ def main():
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     command = shlex.join(["python", "benchmarks/sppo_cost.py", *sys.argv[1:]])
     page = f"""Measured by `{command}` on {device}, {torch.get_num_threads()} thread, torch {torch.__version__}:
-a policy of {policy / 1e6:.2f} M parameters, critics of {critics}; {args.prompts} prompts of
-{len(PROMPT.format(0))} tokens a step, completions of {args.length}; {args.steps} steps in each of {args.rounds} rounds. Median of the rounds [least, most].
+a policy of {policy / 1e6:.2f} M parameters, critics of {critics};
+{args.prompts} prompts of {len(PROMPT.format(0))} tokens a step, completions of {args.length}; {args.steps} steps in
+each of {args.rounds} rounds. Median of the rounds [least, most].
 
 {table(runs)}"""
     print(page)

@@ -25,6 +25,7 @@ import datasets
 import torch
 import transformers
 from learning import start_model
+from measuring import interval
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_credit import SPPOConfig, SPPOTrainer
@@ -78,10 +79,7 @@ ARMS = {
     "RLOO, N=8": Arm(Method("RLOO", RLOOConfig, RLOOTrainer), 8, {"learning_rate": 3e-4, "beta": 0.0}),
 }
 SWEEP = {"learning_rate": (1.5e-4, 3e-4, 6e-4), "critic_learning_rate": (1e-4, 3e-4, 1e-3)}
-SWEEP_SEEDS, SWEEP_STEPS = (100, 101), 60
-# Half-widths of a 95 % interval in standard errors, by Student's t, for 2 to 10 seeds.
 CRITIC_METRICS = ("critic/brier", "critic/ece", "critic/explained_variance")
-T95 = dict(enumerate((12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262), start=2))
 
 
 def measure(name: str, settings: dict, seed: int, steps: int, points: int, problems: int, start: Path) -> dict:
@@ -168,13 +166,6 @@ class Record:
 # --- The page
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean over the seeds, and half the width of its 95 % interval."""
-    if len(values) < 2:
-        return statistics.mean(values), math.inf
-    return statistics.mean(values), T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-
-
 def shown(values: list[float], sign: str = "") -> str:
     mean, half = interval(values)
     text = f"{mean:{sign}.1f}" + (f" ± {half:.1f}" if math.isfinite(half) else "")
@@ -250,7 +241,8 @@ def page(record: Record, args) -> str:
     groups = dict(sorted(groups.items(), key=lambda group: [*ARMS].index(group[1][0]["method"])))
     run = record.runs[0]
     command = shlex.join(["python", "benchmarks/sppo_learning.py", *sys.argv[1:]])
-    text = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread: {run["steps"]} steps of {COMPLETIONS_PER_STEP} completions, one update for each, the same start for all.
+    text = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread:
+{run["steps"]} steps of {COMPLETIONS_PER_STEP} completions, one update for each, the same start for all.
 
 - sampled, greedy: percentage of {run["problems"]:,} fresh held-out problems solved
 - mean over training: percentage of the rollouts that were right, over all steps
@@ -285,11 +277,11 @@ def calibration(runs: list[dict]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=ARMS, default=[*ARMS], metavar="NAME", help=f"of {[*ARMS]}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=TINY.steps)
-    parser.add_argument("--points", type=int, default=5, help="evaluations of a run, besides the one before it")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 to 4, for the sweep 100")
+    parser.add_argument("--steps", type=int, help="default: 100, for the sweep 60")
+    parser.add_argument("--points", type=int, help="evaluations after the start; default: 5, for the sweep 1")
     parser.add_argument("--problems", type=int, default=1024, help="held out, other ones for each seed")
-    parser.add_argument("--sweep", action="store_true", help=f"the rates {SWEEP}, one evaluation, seeds {SWEEP_SEEDS}")
+    parser.add_argument("--sweep", action="store_true", help=f"each method at {SWEEP}")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -297,8 +289,9 @@ def main():
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
 
-    if args.sweep:
-        args.seeds, args.steps, args.points = SWEEP_SEEDS, SWEEP_STEPS, 1
+    args.seeds = args.seeds or ([100] if args.sweep else [0, 1, 2, 3, 4])
+    args.steps = args.steps or (60 if args.sweep else 100)
+    args.points = args.points or (1 if args.sweep else 5)
     record = Record(args.output / f"sppo_learning{'_sweep' if args.sweep else ''}.json")
     start = start_model(Path("outputs/quickstart"))
     for seed, name in itertools.product(args.seeds, args.methods):

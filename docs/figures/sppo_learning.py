@@ -1,4 +1,4 @@
-"""Draws `sppo_learning-light.svg` and `sppo_learning-dark.svg`, of `docs/results/sppo_learning.json`, into this folder."""
+"""Draws `sppo_learning-light.svg` and `sppo_learning-dark.svg`, of `docs/results/sppo_learning.json`."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from theme import FOLDER, save, tone
 
 
 sys.path.insert(0, str(FOLDER.parents[1] / "benchmarks"))
-from sppo_learning import interval  # noqa: E402
+from measuring import interval
 
 
 RUNS = json.loads((FOLDER.parent / "results/sppo_learning.json").read_text(encoding="utf-8"))
