@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from measuring import make_model, make_tokenizer, peak_memory, run_in_process
+from transformers import TrainerCallback
 
 
 PROMPT = "What is {:03}?\nA:"
@@ -36,22 +37,34 @@ ARMS = {
 }
 
 
-class Clock:
-    """Seconds that calls took: of the CPU and on the wall."""
+def now() -> torch.Tensor:
+    """Seconds of the CPU in this process, and on the wall."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return torch.tensor([time.process_time(), time.perf_counter()], dtype=torch.float64)
+
+
+class StepClock(TrainerCallback):
+    """Seconds of each step, all of them and those of the critic."""
 
     def __init__(self):
-        self.seconds = [0.0, 0.0]
+        self.steps: list[dict] = []
+        self.critic = torch.zeros(2, dtype=torch.float64)
 
-    def around(self, call):
-        """`call`, with its time added here."""
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.critic.zero_()
+        self.began = now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append({"whole": (now() - self.began).tolist(), "critic": self.critic.tolist()})
+
+    def of_critic(self, call):
+        """`call`, which is the critic's."""
 
         def timed(*args, **kwargs):
-            started = time.process_time(), time.perf_counter()
+            began = now()
             result = call(*args, **kwargs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            ended = time.process_time(), time.perf_counter()
-            self.seconds = [a + e - s for a, s, e in zip(self.seconds, started, ended, strict=True)]
+            self.critic += now() - began
             return result
 
         return timed
@@ -89,13 +102,14 @@ def run_one(arm: str, args) -> None:
             "logging_steps": 1,
             "disable_tqdm": True,
         }
+        clock = StepClock()
         shared = {
             "model": model,
             "reward_funcs": lambda completion_ids, **kwargs: [sum(ids) % 7 / 7 for ids in completion_ids],
             "train_dataset": Dataset.from_list(rows),
             "processing_class": tokenizer,
+            "callbacks": [clock],
         }
-        whole, of_critic = Clock(), Clock()
         if critic_size is None:
             trainer = GRPOTrainer(args=GRPOConfig(**settings), **shared)
         else:
@@ -103,28 +117,17 @@ def run_one(arm: str, args) -> None:
             critic = make_model(tokenizer, int(args.hidden * width), int(args.layers * depth), args.vocab, dtype)
             trainer = SPPOTrainer(args=SPPOConfig(**settings), critic=critic, **shared)
             parameters["critic"] = sum(p.numel() for p in trainer.critic.parameters())
-            trainer.values = of_critic.around(trainer.values)
-            trainer.update_critic = of_critic.around(trainer.update_critic)
+            trainer.values = clock.of_critic(trainer.values)
+            trainer.update_critic = clock.of_critic(trainer.update_critic)
             del critic
         del model, shared["model"]
-        steps = []
-        micro_step = whole.around(trainer.training_step)
-
-        def training_step(*arguments, **kwargs):
-            loss = micro_step(*arguments, **kwargs)
-            if trainer.accelerator.sync_gradients:
-                steps.append({"whole": whole.seconds, "critic": of_critic.seconds})
-                whole.seconds, of_critic.seconds = [0.0, 0.0], [0.0, 0.0]
-            return loss
-
-        trainer.training_step = training_step
         trainer.train()
     completions = args.prompts * generations
     lengths = [log["completions/mean_length"] for log in trainer.state.log_history if "completions/mean_length" in log]
     print(
         json.dumps(
             {
-                "steps": steps[1:],  # the first one warms up
+                "steps": clock.steps[1:],  # the first one warms up
                 "peak": peak_memory() - libraries,
                 "tokens": statistics.mean(lengths) * completions,
                 **parameters,

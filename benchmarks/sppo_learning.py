@@ -12,6 +12,7 @@ anew. A run takes one to two minutes.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -82,19 +83,26 @@ SWEEP = {"learning_rate": (1.5e-4, 3e-4, 6e-4), "critic_learning_rate": (1e-4, 3
 CRITIC_METRICS = ("critic/brier", "critic/ece", "critic/explained_variance")
 
 
+def shares_right(model, tokenizer, seed: int, problems: int) -> dict[str, float]:
+    """Of the problems that are held out for a seed."""
+    task = ChainTask(TINY.terms)
+    result = evaluate(model, tokenizer, task, held_out_problems(task, problems, seed=1 + seed))
+    return {key: sum(getattr(result, f"{key}_right")) / problems for key in ("sampled", "greedy")}
+
+
+@functools.cache
+def before(start: Path, seed: int, problems: int) -> dict:
+    """The first point of every run of a seed."""
+    return {"step": 0, "tokens": 0, **shares_right(*load(start), seed, problems)}
+
+
 def measure(name: str, settings: dict, seed: int, steps: int, points: int, problems: int, start: Path) -> dict:
     """Train once, with evaluations at `points` places after the start, evenly spaced."""
-    arm, task = ARMS[name], ChainTask(TINY.terms)
+    arm = ARMS[name]
+    curve = [before(start, seed, problems)]
     model, tokenizer = load(start)
-    held_out = held_out_problems(task, problems, seed=1 + seed)
     log: list[dict] = []
-    curve: list[dict] = []
     seconds = 0.0
-
-    def look(step: int, tokens: int) -> None:
-        result = evaluate(model, tokenizer, task, held_out)
-        shares = {key: sum(getattr(result, f"{key}_right")) / problems for key in ("sampled", "greedy")}
-        curve.append({"step": step, "tokens": tokens, **shares})
 
     def on_step(metrics: dict) -> None:
         nonlocal seconds
@@ -102,14 +110,14 @@ def measure(name: str, settings: dict, seed: int, steps: int, points: int, probl
         log.append({**metrics, "tokens": tokens + (log[-1]["tokens"] if log else 0)})
         seconds += metrics["step_time"]
         if metrics["step"] * points % steps < points:  # the first step at or behind a place
-            look(metrics["step"], log[-1]["tokens"])
+            shares = shares_right(model, tokenizer, seed, problems)
+            curve.append({"step": metrics["step"], "tokens": log[-1]["tokens"], **shares})
 
-    look(0, 0)
     transformers.set_seed(seed)
     train(
         model,
         tokenizer,
-        task,
+        ChainTask(TINY.terms),
         arm.method,
         steps=steps,
         prompts_per_step=COMPLETIONS_PER_STEP // arm.generations,
@@ -120,7 +128,6 @@ def measure(name: str, settings: dict, seed: int, steps: int, points: int, probl
         on_step=on_step,
         **settings,
     )
-    critic = {key: [round(entry[key], 4) for entry in log] for key in log[-1] if key in CRITIC_METRICS}
     return {
         "method": name,
         "settings": settings,
@@ -131,7 +138,8 @@ def measure(name: str, settings: dict, seed: int, steps: int, points: int, probl
         "curve": curve,
         "tokens": [entry["tokens"] for entry in log],
         "rewards": [round(entry["reward"], 4) for entry in log],
-        **critic,
+        # None, not NaN: of rewards that are all the same.
+        **{key: [entry[key] and round(entry[key], 4) for entry in log] for key in CRITIC_METRICS if key in log[-1]},
     }
 
 
@@ -233,13 +241,14 @@ def comparison(groups: dict[str, list[dict]]) -> str:
 
 def page(record: Record, args) -> str:
     groups: dict[str, list[dict]] = {}
-    for run in record.runs:
+    records = [run for run in record.runs if run["steps"] == args.steps]
+    for run in records:
         name = run["method"]
         if args.sweep:
             name += "".join(f", {key} {run['settings'][key]:g}" for key in SWEEP if key in run["settings"])
         groups.setdefault(name, []).append(run)
     groups = dict(sorted(groups.items(), key=lambda group: [*ARMS].index(group[1][0]["method"])))
-    run = record.runs[0]
+    run = records[0]
     command = shlex.join(["python", "benchmarks/sppo_learning.py", *sys.argv[1:]])
     text = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread:
 {run["steps"]} steps of {COMPLETIONS_PER_STEP} completions, one update for each, the same start for all.
@@ -253,16 +262,17 @@ def page(record: Record, args) -> str:
     if not args.sweep and len(groups) > 1:
         text += "\nThe same seeds against each other, in points; bold where the 95 % interval leaves out 0:\n\n"
         text += comparison(groups)
-    if "critic/brier" in run:
-        text += "\n" + calibration([run for run in record.runs if "critic/brier" in run])
+    with_critic = [run for run in records if "critic/brier" in run]
+    if with_critic:
+        text += "\n" + calibration(with_critic)
     return text
 
 
 def calibration(runs: list[dict]) -> str:
     """Whether the critic knows more than the rate of the step, which a constant could."""
 
-    def late(values: list[float]) -> float:
-        return statistics.mean(values[2 * len(values) // 3 :])
+    def late(values: list[float | None]) -> float:
+        return statistics.mean(value for value in values[2 * len(values) // 3 :] if value is not None)
 
     brier = [late(run["critic/brier"]) for run in runs]
     constant = [late([rate * (1 - rate) for rate in run["rewards"]]) for run in runs]
