@@ -190,9 +190,10 @@ def tokens_until(run: dict, level: float, window: int = 10) -> float:
 
 def results(runs: list[dict]) -> dict[str, list[float]]:
     """What the tables show of the runs of a method, a number for each run."""
-    early = runs[0]["curve"][1]["step"]
+    first = runs[0]["curve"][1]["step"]
+    early = {f"sampled, {first} steps": [100 * run["curve"][1]["sampled"] for run in runs]}
     return {
-        f"sampled, {early} steps": [100 * run["curve"][1]["sampled"] for run in runs],
+        **(early if first < runs[0]["steps"] else {}),
         "sampled, end": [100 * run["curve"][-1]["sampled"] for run in runs],
         "greedy, end": [100 * run["curve"][-1]["greedy"] for run in runs],
         "mean over training": [100 * statistics.mean(run["rewards"]) for run in runs],
@@ -203,17 +204,21 @@ def table(groups: dict[str, list[dict]]) -> str:
     """A line for each method and settings."""
     columns = results(next(iter(groups.values())))
     lines = [
-        f"| | seeds | {' | '.join(columns)} | tokens until 60 % | tokens of a run |",
-        f"| --- | --- | {' | '.join('---' for _ in columns)} | --- | --- |",
+        f"| | learning rate | seeds | {' | '.join(columns)} | tokens until 60 % | tokens of a run |",
+        f"| --- | --- | --- | {' | '.join('---' for _ in columns)} | --- | --- |",
     ]
-    for name, runs in groups.items():
+    for runs in groups.values():
         until = [tokens_until(run, 0.6) / 1000 for run in runs]
         cells = [shown(values) for values in results(runs).values()]
         cells += [
             shown(until) if max(until) < math.inf else "not by all",
             shown([r["tokens"][-1] / 1000 for r in runs]),
         ]
-        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+        settings = runs[0]["settings"]
+        rate = f"{settings['learning_rate']:g}"
+        if "critic_learning_rate" in settings:
+            rate += f", critic {settings['critic_learning_rate']:g}"
+        lines.append(f"| {runs[0]['method']} | {rate} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -243,9 +248,7 @@ def page(record: Record, args) -> str:
     groups: dict[str, list[dict]] = {}
     records = [run for run in record.runs if run["steps"] == args.steps]
     for run in records:
-        name = run["method"]
-        if args.sweep:
-            name += "".join(f", {key} {run['settings'][key]:g}" for key in SWEEP if key in run["settings"])
+        name = f"{run['method']} {run['settings']}" if args.sweep else run["method"]
         groups.setdefault(name, []).append(run)
     groups = dict(sorted(groups.items(), key=lambda group: [*ARMS].index(group[1][0]["method"])))
     run = records[0]
@@ -259,7 +262,9 @@ def page(record: Record, args) -> str:
 - ±: half of the 95 % interval of the mean over the seeds, by Student's t
 
 {table(groups)}"""
-    if not args.sweep and len(groups) > 1:
+    if args.sweep:
+        return text
+    if len(groups) > 1:
         text += "\nThe same seeds against each other, in points; bold where the 95 % interval leaves out 0:\n\n"
         text += comparison(groups)
     with_critic = [run for run in records if "critic/brier" in run]

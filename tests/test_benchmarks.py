@@ -95,7 +95,7 @@ def test_every_method_runs_on_as_many_completions_and_once(tmp_path, monkeypatch
         assert all((16 * reward).is_integer() for reward in run["rewards"])
     assert len(runs[0]["critic/brier"]) == 2
     page = (tmp_path / "sppo_learning.md").read_text()
-    assert "| RLOO, N=8 | 1 |" in page
+    assert "| RLOO, N=8 | 0.0003 | 1 |" in page
     assert "Brier score" in page
 
     monkeypatch.setattr(sppo_learning, "measure", None)
