@@ -277,7 +277,8 @@ def calibration(runs: list[dict]) -> str:
     """Whether the critic knows more than the rate of the step, which a constant could."""
 
     def late(values: list[float | None]) -> float:
-        return statistics.mean(value for value in values[2 * len(values) // 3 :] if value is not None)
+        known = [value for value in values[2 * len(values) // 3 :] if value is not None]
+        return statistics.mean(known) if known else math.nan
 
     brier = [late(run["critic/brier"]) for run in runs]
     constant = [late([rate * (1 - rate) for rate in run["rewards"]]) for run in runs]
