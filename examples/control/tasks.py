@@ -49,7 +49,7 @@ class PrecisionCartPole:
     title = "Precision CartPole"
     horizon = 200
     episodes = 64  # in an update
-    updates = 30
+    updates = 20
     scale = (0.5, 0.5, 0.1, 0.5)  # makes observations of about 1
     actions = 2
     noise = 0.35  # share of the expert's actions that are random
