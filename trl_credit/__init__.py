@@ -14,6 +14,7 @@ _LAZY = {
     "CriticEngine": "trl_credit.critic_engine",
     "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
     "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
+    "CriticProbeCallback": "trl_credit.diagnostics",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
@@ -22,6 +23,7 @@ _LAZY = {
     "calibration_sums": "trl_credit.credit.calibration",
     "eligibility_trace": "trl_credit.credit.traces",
     "expected_calibration_error": "trl_credit.credit.calibration",
+    "evaluate_critic": "trl_credit.diagnostics",
     "gae": "trl_credit.credit.gae",
     "length_adaptive_lambda": "trl_credit.credit.gae",
     "linear_recurrence": "trl_credit.credit.recurrence",
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from .credit.traces import trace_weights as trace_weights
     from .credit.value_loss import binary_cross_entropy as binary_cross_entropy
     from .critic_engine import CriticEngine as CriticEngine
+    from .diagnostics import CriticProbeCallback as CriticProbeCallback
+    from .diagnostics import evaluate_critic as evaluate_critic
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
     from .trainers.sppo.sppo_config import SPPOConfig as SPPOConfig
