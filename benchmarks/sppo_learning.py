@@ -223,25 +223,23 @@ def table(groups: dict[str, list[dict]]) -> str:
 
 
 def comparison(groups: dict[str, list[dict]]) -> str:
-    """SPPO less each other method, seed by seed, and the same in words."""
-    (first, ours), *others = ((name, sorted(runs, key=lambda run: run["seed"])) for name, runs in groups.items())
-    lines, words = [], {what: {"ahead of": [], "behind": [], "not told apart from": []} for what in results(ours)}
-    for name, theirs in others:
-        pairs = [(a, b) for a in ours for b in theirs if a["seed"] == b["seed"]]
-        ours_, theirs_ = (results([pair[i] for pair in pairs]) for i in (0, 1))
+    """Each method less each behind it in the list, seed by seed, and in words which are told apart."""
+    columns = [*results(next(iter(groups.values())))]
+    lines = [f"| | seeds | {' | '.join(columns)} |", f"| --- | --- | {' | '.join('---' for _ in columns)} |"]
+    wins: dict[str, list[str]] = {what: [] for what in columns}
+    for (name, these), (other, those) in itertools.combinations(groups.items(), 2):
+        pairs = [(a, b) for a in these for b in those if a["seed"] == b["seed"]]
+        ours, theirs = (results([pair[i] for pair in pairs]) for i in (0, 1))
         cells = []
-        for what, verdicts in words.items():
-            differences = [a - b for a, b in zip(ours_[what], theirs_[what], strict=True)]
+        for what in columns:
+            differences = [a - b for a, b in zip(ours[what], theirs[what], strict=True)]
             mean, half = interval(differences)
-            verdicts["not told apart from" if abs(mean) <= half else "ahead of" if mean > 0 else "behind"].append(name)
+            if abs(mean) > half:
+                wins[what].append(f"{name} over {other}" if mean > 0 else f"{other} over {name}")
             cells.append(shown(differences, "+"))
-        lines.append(f"| {first} − {name} | {len(pairs)} | {' | '.join(cells)} |")
-    header = f"| | seeds | {' | '.join(words)} |\n| --- | --- | {' | '.join('---' for _ in words)} |\n"
-    sentences = [
-        f"- {what}: {first} is " + "; ".join(f"{how} {', '.join(names)}" for how, names in verdicts.items() if names)
-        for what, verdicts in words.items()
-    ]
-    return header + "\n".join(lines) + "\n\n" + "\n".join(sentences) + "\n"
+        lines.append(f"| {name} − {other} | {len(pairs)} | {' | '.join(cells)} |")
+    sentences = [f"- {what}: {'; '.join(won) or 'none is told apart from another'}" for what, won in wins.items()]
+    return "\n".join(lines) + "\n\nWho wins, where the interval leaves out 0:\n\n" + "\n".join(sentences) + "\n"
 
 
 def page(record: Record, args) -> str:
@@ -265,7 +263,7 @@ def page(record: Record, args) -> str:
     if args.sweep:
         return text
     if len(groups) > 1:
-        text += "\nThe same seeds against each other, in points; bold where the 95 % interval leaves out 0:\n\n"
+        text += "\nThe same seeds against each other, in points, with the 95 % interval of the mean:\n\n"
         text += comparison(groups)
     with_critic = [run for run in records if "critic/brier" in run]
     if with_critic:
