@@ -12,6 +12,8 @@ _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
     "CriticEngine": "trl_credit.critic_engine",
+    "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
+    "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .critic_engine import CriticEngine as CriticEngine
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+    from .trainers.sppo.sppo_config import SPPOConfig as SPPOConfig
+    from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
     from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
 

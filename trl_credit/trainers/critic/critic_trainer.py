@@ -8,7 +8,9 @@ from torch import nn
 
 from ...critic_engine import CriticEngine, CriticOptimization, seeded
 from ...networks.publish import push_critic, write_critic_card
-from ...trl_seam import CreditTrainer
+from ...networks.shared_base import make_shared_base_critic
+from ...networks.token_critic import make_token_critic
+from ...trl_seam import CreditTrainer, critic_source
 from .critic_config import CriticConfig
 
 
@@ -72,6 +74,21 @@ class CriticTrainer(CreditTrainer):
         raise NotImplementedError
 
     # --- The critic in the run
+
+    def make_value_model(self, policy, critic, peft_config, initial_value: float) -> nn.Module:
+        """A network with one number for each token; its fresh head answers `initial_value` everywhere."""
+        if self.args.critic_share_base:
+            return make_shared_base_critic(self.model, critic, initial_value, peft_config)
+        source: Any = critic
+        init_kwargs: Any = self.args.critic_model_init_kwargs
+        if critic is None:
+            source = critic_source(policy)
+            if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
+                shared: Any = self.args.model_init_kwargs or {}
+                shared = {name: value for name, value in shared.items() if value is not None}
+                shared.pop("quantization_config", None)
+                init_kwargs = {**shared, **(init_kwargs or {})}
+        return make_token_critic(source, initial_value, peft_config, init_kwargs)
 
     @property
     def critic_processing_class(self):
