@@ -275,7 +275,7 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
         if token not in pieces:
             pieces[token] = _decode(tokenizer, [token])
         new = pieces[token]
-        if known < end - 1 or not text.startswith(new, offset):
+        if known < end - 1 or "\ufffd" in new or not text.startswith(new, offset):
             context = token_ids[max(0, known - 4) : known]
             new = _decode(tokenizer, context + token_ids[known:end])[len(_decode(tokenizer, context)) :]
         if text.startswith(new, offset):
