@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -266,21 +267,25 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
     Where each token ends in `text`, the text of them all; `None` inside a character.
 
     Most tokens are looked up by themselves. The others, a part of a character or a word of a tokenizer that drops a
-    leading space, are decoded behind the tokens before them: four, for a character has at most four bytes.
+    leading space, are decoded behind at least four tokens before them, for a character has at most four bytes.
     """
     pieces: dict[int, str] = {}
     offsets: list[int | None] = []
     known, offset = 0, 0  # tokens up to `known` end at `offset`
+    whole = deque([0])  # ends like `known` before it, as far back as matters
     for end, token in enumerate(token_ids, start=1):
         if token not in pieces:
             pieces[token] = _decode(tokenizer, [token])
         new = pieces[token]
         if known < end - 1 or "\ufffd" in new or not text.startswith(new, offset):
-            context = token_ids[max(0, known - 4) : known]
+            while len(whole) > 1 and whole[1] <= known - 4:
+                whole.popleft()
+            context = token_ids[whole[0] : known]
             new = _decode(tokenizer, context + token_ids[known:end])[len(_decode(tokenizer, context)) :]
         if text.startswith(new, offset):
             known, offset = end, offset + len(new)
             offsets.append(offset)
+            whole.append(end)
         else:
             offsets.append(None)
             if end - known > 8:  # no character is that long: start again from what is certain
