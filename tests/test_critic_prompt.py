@@ -152,7 +152,19 @@ def test_a_score_is_an_integer_from_0_to_10_in_its_tags(text, value):
 
 def test_the_last_well_formed_score_counts_whatever_is_around_it():
     rng = random.Random(0)
-    noise = ["<score>", "</score>", "11", "-3", "７", "10/10", " ", "<score>12</score>", "7.5", "<score>7.</score>", "é"]
+    noise = [
+        "<score>",
+        "</score>",
+        "11",
+        "-3",
+        "７",
+        "10/10",
+        " ",
+        "<score>12</score>",
+        "7.5",
+        "<score>7.</score>",
+        "é",
+    ]
     for _ in range(300):
         score = rng.randrange(11)
         before, after = ("".join(rng.choices(noise, k=rng.randrange(8))) for _ in range(2))

@@ -43,7 +43,27 @@ def metaspace_tokenizer():
 
 
 TOKENIZERS = {"bytes": tiny_tokenizer(), "merged": merged_tokenizer(), "metaspace": metaspace_tokenizer()}
-PIECES = ["a", " ab", " tab", "b", "c", ".", ". ", "!\n", "\n", "\n\n", "\n \n", "3.14", "é", "漢字。", "😀", "👩‍👩‍👧", "�", "\x00", "е́"]
+PIECES = [
+    "a",
+    " ab",
+    " tab",
+    "b",
+    "c",
+    ".",
+    ". ",
+    "!\n",
+    "\n",
+    "\n\n",
+    "\n \n",
+    "3.14",
+    "é",
+    "漢字。",
+    "😀",
+    "👩‍👩‍👧",
+    "�",
+    "\x00",
+    "е́",
+]
 
 
 def decode(tokenizer, ids):
@@ -93,7 +113,8 @@ def test_any_completion_is_divided_into_segments_within_the_limits(block):
         if trainable is not None:
             assert all(trainable[end] for end in ends[:-1])  # not before or inside what a tool returned
         cuttable = [
-            end for end, offset in enumerate(_ends_in_text(ids, decode(tokenizer, ids), tokenizer), 1)
+            end
+            for end, offset in enumerate(_ends_in_text(ids, decode(tokenizer, ids), tokenizer), 1)
             if end == len(ids) or (offset is not None and (trainable is None or trainable[end]))
         ]
         assert set(ends) <= set(cuttable)

@@ -277,7 +277,7 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
         if token not in pieces:
             pieces[token] = _decode(tokenizer, [token])
         new = pieces[token]
-        if known < end - 1 or "\ufffd" in new or not text.startswith(new, offset):
+        if known < end - 1 or not new or "\ufffd" in new or not text.startswith(new, offset):
             while len(whole) > 1 and whole[1] <= known - 4:
                 whole.popleft()
             context = token_ids[whole[0] : known]
