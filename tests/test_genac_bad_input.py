@@ -22,7 +22,7 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def critic_dir(tmp_path_factory):
-    return fit_critic(tmp_path_factory.mktemp("critic"), max_position_embeddings=8192)
+    return fit_critic(tmp_path_factory.mktemp("critic"), context=8192)
 
 
 def table() -> list[tuple[str, str]]:
@@ -144,7 +144,7 @@ def test_an_empty_completion_has_one_state_the_prompt(model_dir, critic_dir, tmp
 
 
 def test_states_that_leave_the_critic_no_room_are_counted_and_have_the_running_mean(model_dir, tmp_path):
-    critic = fit_critic(tmp_path / "critic", max_position_embeddings=84)
+    critic = fit_critic(tmp_path / "critic", context=62)
     trainer = make_trainer(model_dir, tmp_path, critic=critic, rollout=completions("a" * 11))
     trainer.train()
     heard = [[len(answer) > 0 for answer in reading.answers] for reading in trainer.rollouts_seen[0]["readings"]]
@@ -157,9 +157,9 @@ def test_states_that_leave_the_critic_no_room_are_counted_and_have_the_running_m
 
 
 def test_a_problem_that_fills_the_critics_context_is_refused_by_name(model_dir, tmp_path):
-    critic = fit_critic(tmp_path / "critic", steps=1, max_position_embeddings=64)
+    critic = fit_critic(tmp_path / "critic", context=50)
     trainer = make_trainer(model_dir, tmp_path, critic=critic)
-    with pytest.raises(ValueError, match="A problem takes .* tokens to put to the critic, whose context of 64 leaves"):
+    with pytest.raises(ValueError, match="A problem takes .* tokens to put to the critic, whose context of 50 leaves"):
         trainer.train()
 
 

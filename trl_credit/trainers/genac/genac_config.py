@@ -58,6 +58,10 @@ class GenACConfig(CriticConfig):
             Tokens of the critic's prompts and answers that are generated together, padding included.
         critic_update_batch_tokens (`int`, *optional*, defaults to `16384`):
             Tokens of a forward and backward pass of the critic's update, padding included.
+        critic_mask_memory (`float`, *optional*, defaults to `1.0`):
+            GiB for the attention mask of such a pass, with `critic_packing`: it grows with the square of a sequence, so
+            that long completions are divided over several. FlexAttention (`attn_implementation="flex_attention"` in
+            `critic_model_init_kwargs`) needs none.
         critic_use_vllm (`bool`, *optional*, defaults to `False`):
             Let vLLM write the critic's answers. The policy may do with or without. Parallelism, sleep mode and model
             implementation are those of the policy's `vllm_*` settings.
@@ -141,6 +145,9 @@ class GenACConfig(CriticConfig):
     critic_update_batch_tokens: int = field(
         default=16384,
         metadata={"help": "Tokens of a forward and backward pass of the critic's update."},
+    )
+    critic_mask_memory: float = field(
+        default=1.0, metadata={"help": "GiB for the attention mask of such a pass, with `critic_packing`."}
     )
     critic_use_vllm: bool = field(default=False, metadata={"help": "Let vLLM write the critic's answers."})
     critic_vllm_mode: str = field(
@@ -226,6 +233,10 @@ class GenACConfig(CriticConfig):
             raise ValueError(
                 f"GenACConfig: `critic_pretraining_patience={self.critic_pretraining_patience}` has no effect with "
                 "`critic_pretraining_steps=0`."
+            )
+        if not 0 < self.critic_mask_memory < float("inf"):
+            raise ValueError(
+                f"GenACConfig: `critic_mask_memory` must be a positive number, got {self.critic_mask_memory!r}."
             )
         self._check_vllm()
         if self.loss_type not in TOKEN_LOSS_TYPES:

@@ -11,12 +11,14 @@ from transformers.trainer_pt_utils import get_model_param_count
 from ...credit.running_mean import RunningMean
 from ...credit.segments import DelimiterSegmenter, Segmenter, segment_advantages, segment_of_token, segment_texts
 from ...critic_engine import seeded
+from ...networks.branch_mask import attention_of, refuse_unpackable
 from ...networks.generative_critic import make_generative_critic
+from ...networks.packed import answer_log_probs, plan_rows
 from ...networks.prompt_critic import load_critic_tokenizer
 from ...networks.token_critic import refuse_images
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import fit_report, value_means
-from .critic_generation import answer_logps, chunks_within, sample_answers
+from .critic_generation import chunks_within, sample_answers
 from .genac_config import GenACConfig
 from .prompting import TEMPLATE, TEMPLATE_WITHOUT_HINT, critic_query, parse_score
 from .reading import Reading, answer_means, as_tensors, correlation, table_rows
@@ -109,35 +111,38 @@ class GenACTrainer(CriticTrainer):
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         source, init_kwargs = self.critic_checkpoint(policy, critic)
-        return make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
+        network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
+        if self.args.critic_packing:
+            refuse_unpackable(network)
+        return network
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
-        logps, mask = answer_logps(network, inputs["prompts"], inputs["answers"], self.args.critic_temperature)
-        weights = torch.tensor(inputs["weights"], device=logps.device)
-        return -(torch.where(mask, logps, 0).sum(1) * weights).sum()
+        log_probs, _ = answer_log_probs(network, inputs["rows"], self.args.critic_temperature)
+        weights = torch.tensor(inputs["weights"], device=log_probs.device)
+        return -(log_probs.sum(1) * weights).sum()
 
     def critic_count(self, inputs: dict) -> torch.Tensor:
-        return torch.tensor(sum(map(len, inputs["answers"])))
+        return torch.tensor(sum(row.answer_tokens for row in inputs["rows"]))
 
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the critic's answers of an optimizer step. Each answer is trained on once."""
-        readings = [
-            reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading is not None
+        readings = [reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading]
+        mask_bytes = None if attention_of(self.critic) == "flex_attention" else self.args.critic_mask_memory * 2**30
+        batches = plan_rows(
+            [reading.query for reading in readings],
+            [reading.answers for reading in readings],
+            self.args.critic_update_batch_tokens,
+            self.args.critic_packing,
+            None if mask_bytes is None else int(mask_bytes),
+            itemsize=2 if self.args.bf16 else 4,
+        )
+        self._log_total("train", f"{prefix}/update_tokens", sum(len(row) for rows in batches for row in rows))
+        batches += [[]] * (self._most(len(batches)) - len(batches))  # so that processes keep step
+        inputs = [
+            {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
+            for rows in batches
         ]
-        items = [
-            item
-            for reading in readings
-            for item in zip(reading.query.prompts(), reading.answers, reading.weights, strict=True)
-            if item[1]
-        ]
-        chunks = chunks_within([len(p) + len(a) for p, a, _ in items], self.args.critic_update_batch_tokens)
-        chunks += [[]] * (self._most(len(chunks)) - len(chunks))
-        batches = [
-            {name: [items[i][column] for i in chunk] for column, name in enumerate(("prompts", "answers", "weights"))}
-            for chunk in chunks
-        ]
-        self._log_total("train", f"{prefix}/update_tokens", sum(len(p) + len(a) for p, a, _ in items))
-        return super().update_critic(batches, prefix)
+        return super().update_critic(inputs, prefix)
 
     # --- What the critic is asked, and what it answers
 

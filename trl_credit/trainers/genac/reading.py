@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .prompting import CriticQuery
+from ...networks.packed import CriticQuery
 
 
 @dataclass
@@ -14,7 +14,7 @@ class Reading:
     What the critic has said of one completion.
 
     Args:
-        query ([`~trl_credit.trainers.genac.prompting.CriticQuery`]):
+        query ([`~trl_credit.networks.packed.CriticQuery`]):
             What it was asked.
         texts (`list[str]`):
             The completion's K segments.
