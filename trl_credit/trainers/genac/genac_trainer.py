@@ -15,6 +15,7 @@ from ...networks.branch_mask import attention_of, refuse_unpackable
 from ...networks.generative_critic import make_generative_critic
 from ...networks.packed import answer_log_probs, plan_rows
 from ...networks.prompt_critic import load_critic_tokenizer
+from ...networks.publish import loading_code
 from ...networks.token_critic import refuse_images
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import fit_report, value_means
@@ -68,13 +69,6 @@ class GenACTrainer(CriticTrainer):
 
     _tag_names = ["trl", "trl-credit", "genac"]
     _name = "GenAC"
-    critic_task = "CausalLM"
-    critic_card = (
-        "A generative value model: asked about a problem and a partial solution, with the template of "
-        "`trl_credit.trainers.genac.prompting`,\nit reasons and ends with an integer from 0 to 10, ten times the "
-        "reward that the policy is expected to end with.",
-        "answer_ids = critic.generate(input_ids)",
-    )
     args: GenACConfig
     config_class = GenACConfig
 
@@ -115,6 +109,15 @@ class GenACTrainer(CriticTrainer):
         if self.args.critic_packing:
             refuse_unpackable(network)
         return network
+
+    def describe_critic(self) -> str:
+        return (
+            "A generative value model: asked with the text below about a problem and a partial solution, it reasons and "
+            "ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
+            "`trl_credit.trainers.genac.prompting`\nlays out the question and reads the score.\n\n"
+            f"```text\n{self.template}\n```\n\n"
+            f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
+        )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         log_probs, _ = answer_log_probs(network, inputs["rows"], self.args.critic_temperature)
