@@ -112,8 +112,8 @@ class GenACTrainer(CriticTrainer):
 
     def describe_critic(self) -> str:
         return (
-            "A generative value model: asked with the text below about a problem and a partial solution, it reasons and "
-            "ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
+            "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
+            "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
             "`trl_credit.trainers.genac.prompting`\nlays out the question and reads the score.\n\n"
             f"```text\n{self.template}\n```\n\n"
             f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
