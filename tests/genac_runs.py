@@ -22,9 +22,9 @@ GENAC = {
 }
 
 
-def fit_critic(folder, unparsed: float = 0.15, context: int = 512):
+def fit_critic(folder, unparsed: float = 0.15, context: int = 512, hidden: int = 32):
     """Saves a tiny critic with its tokenizer. With the probability `unparsed` its answer holds no score."""
-    model = fitted_critic(unparsed)
+    model = fitted_critic(unparsed, hidden)
     model.config.max_position_embeddings = context
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -32,10 +32,10 @@ def fit_critic(folder, unparsed: float = 0.15, context: int = 512):
 
 
 @cache
-def fitted_critic(unparsed: float):
+def fitted_critic(unparsed: float, hidden: int):
     """A model that has learned to answer with a score, whatever it is asked."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer=tokenizer, hidden=32, seed=1, initializer_range=0.1).train()
+    model = tiny_model(tokenizer=tokenizer, hidden=hidden, seed=1, initializer_range=0.1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     rng = random.Random(0)
     for _ in range(150):

@@ -4,12 +4,14 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 from datasets import Dataset
 from genac_runs import fit_critic, make_trainer
 from test_docs import blocks, rows, section
 from tiny import tiny_model_dir
 
 from trl_credit import GenACConfig
+from trl_credit.cli import main
 
 
 PAGE = (Path(__file__).parents[1] / "docs/trainers/genac.md").read_text(encoding="utf-8")
@@ -75,3 +77,13 @@ def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(tmp_
 def test_code_of_the_page_is_python():
     (code,) = blocks(PAGE, "python")
     compile(code, "genac.md", "exec")
+
+
+def test_the_command_has_the_options_with_their_defaults(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["genac", "--help"])
+    assert exit.value.code == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for field in OWN_FIELDS:
+        assert f"--{field.name}" in shown, field.name
+        assert "".join(f"{field.metadata['help']} (default: {field.default})".split()) in shown, field.name

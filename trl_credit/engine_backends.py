@@ -66,6 +66,11 @@ class LocalBackend:
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         loss.backward()
 
+    @contextmanager
+    def inner_calls(self):
+        """Around calls of a part of the network, not of the network itself, as `generate` of adapters makes them."""
+        yield
+
     def step(self) -> float:
         """Clip, step, forget the gradients; returns their norm before the clip."""
         limit = self.max_grad_norm or torch.inf
@@ -128,6 +133,14 @@ class FSDP2Backend(LocalBackend):
     def micro_batch(self, last: bool):
         self.module.set_requires_gradient_sync(last)
         yield
+
+    @contextmanager
+    def inner_calls(self):
+        self.module.unshard()  # weights of no layer, which only a call of the whole would gather
+        try:
+            yield
+        finally:
+            self.module.reshard()
 
     def weights(self):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict

@@ -207,13 +207,14 @@ class GenACTrainer(CriticTrainer):
     def _generate_answers(self, prompts: list[list[int]]) -> list[list[int]]:
         if self.args.critic_use_vllm:
             return self._ask_vllm(prompts)
-        longest = self.args.critic_max_completion_length
+        engine, longest = self.engine, self.args.critic_max_completion_length
         chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
-        synced = self.engine.backend.splits_weights
+        synced = engine.backend.splits_weights
         if synced:
             chunks += [[]] * (self._most(len(chunks)) - len(chunks))
-        with self.unwrapped_for_generation(self.engine.module, self.engine.checkpointing_kwargs) as network:
-            return self.engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
+        unwrapped = self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs)
+        with engine.backend.inner_calls(), unwrapped as network:
+            return engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
 
     def _ask_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
         engine = self.engine  # makes the critic's place in memory first
