@@ -66,11 +66,6 @@ class LocalBackend:
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         loss.backward()
 
-    @contextmanager
-    def inner_calls(self):
-        """Around calls of a part of the network, not of the network itself, as `generate` of adapters makes them."""
-        yield
-
     def step(self) -> float:
         """Clip, step, forget the gradients; returns their norm before the clip."""
         limit = self.max_grad_norm or torch.inf
@@ -117,6 +112,7 @@ class FSDP2Backend(LocalBackend):
 
     def wrap(self) -> Any:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        from torch.distributed.fsdp import register_fsdp_forward_method
 
         plugin = self.accelerator.state.fsdp_plugin
         kept = plugin.transformer_cls_names_to_wrap
@@ -127,20 +123,15 @@ class FSDP2Backend(LocalBackend):
             self.network = fsdp2_prepare_model(self.accelerator, self.network)
         finally:
             plugin.transformer_cls_names_to_wrap = kept
+        if is_peft_model(self.network) and hasattr(self.network, "generate"):
+            # It calls its base model, not itself, and FSDP gathers what no layer holds when the whole is called.
+            register_fsdp_forward_method(self.network, "generate")
         return self.network
 
     @contextmanager
     def micro_batch(self, last: bool):
         self.module.set_requires_gradient_sync(last)
         yield
-
-    @contextmanager
-    def inner_calls(self):
-        self.module.unshard()  # weights of no layer, which only a call of the whole would gather
-        try:
-            yield
-        finally:
-            self.module.reshard()
 
     def weights(self):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict

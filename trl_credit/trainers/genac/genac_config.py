@@ -220,8 +220,8 @@ class GenACConfig(CriticConfig):
             check_template(self.critic_template, (*hint, "problem", "partial_solution"))
             if not hint and "{success_rate}" in self.critic_template:
                 raise ValueError(
-                    "GenACConfig: `critic_template` has {success_rate}, but with `hint_momentum=None` the critic is not "
-                    "told any. Take it out, or set `hint_momentum`."
+                    "GenACConfig: `critic_template` has {success_rate}, but with `hint_momentum=None` the critic is "
+                    "not told any. Take it out, or set `hint_momentum`."
                 )
         if not 0 <= self.segment_lambda <= 1:
             raise ValueError(f"GenACConfig: `segment_lambda` must be in [0, 1], got {self.segment_lambda!r}.")

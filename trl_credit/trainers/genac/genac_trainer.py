@@ -212,8 +212,7 @@ class GenACTrainer(CriticTrainer):
         synced = engine.backend.splits_weights
         if synced:
             chunks += [[]] * (self._most(len(chunks)) - len(chunks))
-        unwrapped = self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs)
-        with engine.backend.inner_calls(), unwrapped as network:
+        with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
             return engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
 
     def _ask_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
@@ -420,7 +419,5 @@ class GenACTrainer(CriticTrainer):
 
 def _describe(model: nn.Module) -> str:
     count = get_model_param_count(model)
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if count >= size:
-            return f"A language model of {count / size:.2g}{unit} parameters"
-    return "A small language model"
+    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{max(round(count / 1e6), 1)}M"
+    return f"A language model of {size} parameters"
