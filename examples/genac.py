@@ -1,6 +1,6 @@
 """
-Train with GenAC: segment-level advantages from a critic that reasons before it gives a value. The critic is the one that
-the first two stages have made (`trl-credit genac-sft`, `trl-credit genac-pretrain`):
+Train with GenAC: segment-level advantages from a critic that reasons before it gives a value. The critic is the one
+that the first two stages have made (`trl-credit genac-sft`, `trl-credit genac-pretrain`):
 
     python examples/genac.py --critic_model_name_or_path genac-critic
 

@@ -97,12 +97,12 @@ def test_steps_are_the_papers(name, model_dir, critic_dir, tmp_path):
             torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=1e-5, msg=parameter_name)
 
 
-def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(model_dir, critic_dir, tmp_path):
+def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(model_dir, tmp_path):
     """With a learning rate of 0 it never does: the third evaluation is the second that is not below the first."""
     trainer = make_trainer(
         model_dir,
         tmp_path,
-        critic=critic_dir,
+        critic=fit_critic(tmp_path / "start", unparsed=0.0),  # a value that stands in for another would move
         rollout=None,
         critic_template="{problem}: {partial_solution} =",
         hint_momentum=None,
