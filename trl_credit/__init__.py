@@ -12,6 +12,8 @@ _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
     "CriticEngine": "trl_credit.critic_engine",
+    "GenACConfig": "trl_credit.trainers.genac.genac_config",
+    "GenACTrainer": "trl_credit.trainers.genac.genac_trainer",
     "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
     "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
     "CriticProbeCallback": "trl_credit.diagnostics",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from .critic_engine import CriticEngine as CriticEngine
     from .diagnostics import CriticProbeCallback as CriticProbeCallback
     from .diagnostics import evaluate_critic as evaluate_critic
+    from .trainers.genac.genac_config import GenACConfig as GenACConfig
+    from .trainers.genac.genac_trainer import GenACTrainer as GenACTrainer
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
     from .trainers.sppo.sppo_config import SPPOConfig as SPPOConfig
