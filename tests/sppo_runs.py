@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -69,11 +70,13 @@ def unscored_now_and_then(completion_ids, **kwargs):
 
 
 def rollout_of(prompts, trainer):
-    """[`fixed_rollout`] of conversations too."""
+    """[`fixed_rollout`] of conversations too, and of groups that are on several processes."""
     if not isinstance(prompts[0], str):
         template = trainer.processing_class.apply_chat_template
         prompts = [template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
-    return fixed_rollout(prompts, trainer)
+    start = trainer.accelerator.process_index * len(prompts)
+    everywhere = fixed_rollout(gather_object(prompts), trainer)
+    return {name: rows[start : start + len(prompts)] for name, rows in everywhere.items()}
 
 
 class Watched(SPPOTrainer):

@@ -58,6 +58,8 @@ FOR_CRITICS = {
     "num_generations_eval",
     "num_iterations",
     "split_tensor_dict",
+    "unwrap_model_for_generation",
+    "VLLMGeneration",
 }
 SETTINGS = {
     "per_device_train_batch_size": 2,

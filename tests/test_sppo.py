@@ -13,7 +13,6 @@ from sppo_runs import (
     unscored_now_and_then,
 )
 from tiny import tiny_model_dir, tiny_tokenizer
-from vapo_runs import PROMPTS
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ def write_critic_card(folder: Path, trainer) -> None:
     names = [name for name in sorted(vars(args)) if name.startswith("critic_")]
     others = ("reward_range", "gamma", "truncation", "num_generations", "max_completion_length")
     names += [name for name in others if hasattr(args, name)]
-    table = "\n".join(f"| `{name}` | `{getattr(args, name)}` |" for name in names)
+    values = {name: str(getattr(args, name)).replace("\n", "\\n") for name in names}
+    table = "\n".join(f"| `{name}` | `{value}` |" for name, value in values.items())
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers
@@ -68,11 +69,11 @@ def push_critic(folder: Path, repo_id: str, args) -> str:
     return repo.repo_id
 
 
-def loading_code(critic) -> str:
-    """How a value model is loaded from `path`, as Python."""
+def loading_code(critic, task: str = "TokenClassification") -> str:
+    """How a critic is loaded from `path`, as Python; `task` is what transformers calls its kind of model."""
     if hasattr(critic, "peft_config"):
-        loader, kwargs = "AutoPeftModelForTokenClassification", ", num_labels=1"
+        loader, kwargs = f"AutoPeftModelFor{task}", ", num_labels=1" if task == "TokenClassification" else ""
         package = "peft"
     else:
-        loader, kwargs, package = "AutoModelForTokenClassification", "", "transformers"
+        loader, kwargs, package = f"AutoModelFor{task}", "", "transformers"
     return f"from {package} import {loader}\n\ncritic = {loader}.from_pretrained(path{kwargs})"

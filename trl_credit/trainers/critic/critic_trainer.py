@@ -87,16 +87,21 @@ class CriticTrainer(CreditTrainer):
         """A network with one number for each token; its fresh head answers `initial_value` everywhere."""
         if self.args.critic_share_base:
             return make_shared_base_critic(self.model, critic, initial_value, peft_config)
-        source: Any = critic
-        init_kwargs: Any = self.args.critic_model_init_kwargs
-        if critic is None:
-            source = critic_source(policy)
-            if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
-                shared: Any = self.args.model_init_kwargs or {}
-                shared = {name: value for name, value in shared.items() if value is not None}
-                shared.pop("quantization_config", None)
-                init_kwargs = {**shared, **(init_kwargs or {})}
+        source, init_kwargs = self.critic_checkpoint(policy, critic)
         return make_token_critic(source, initial_value, peft_config, init_kwargs)
+
+    def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
+        """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
+        init_kwargs: Any = self.args.critic_model_init_kwargs
+        if critic is not None:
+            return critic, init_kwargs
+        source = critic_source(policy)
+        if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
+            shared: Any = self.args.model_init_kwargs or {}
+            shared = {name: value for name, value in shared.items() if value is not None}
+            shared.pop("quantization_config", None)
+            init_kwargs = {**shared, **(init_kwargs or {})}
+        return source, init_kwargs
 
     @property
     def critic_processing_class(self):

@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from ...credit.calibration import brier_score, calibration_sums, expected_calibration_error
+from ...credit.diagnostics import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...networks.prompt_critic import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from ...networks.publish import loading_code
 from ...networks.token_critic import refuse_images
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes, fit_report
+from ..critic.value_report import extremes
 from .sppo_config import SPPOConfig
 
 
@@ -80,7 +81,8 @@ class SPPOTrainer(CriticTrainer):
                 "its own does not see them. Take a critic of the policy's family and pass its `processing_class` as "
                 "a model in memory, or leave `critic` out."
             )
-        # Of predictions since the last log, see `calibration_sums`.
+        # Sums over the predictions since the last log, see `fit_sums` and `calibration_sums`.
+        self._fit: dict[str, torch.Tensor] = {}
         self._calibration: dict[str, torch.Tensor] = {}
 
     # --- The critic
@@ -249,12 +251,12 @@ class SPPOTrainer(CriticTrainer):
         mode = "train" if self.model.training else "eval"
         bounded = self.args.critic_loss == "bce"
         low, high = self.args.reward_range if bounded else (0.0, 0.0)
-        # One value a prompt explains nothing within it.
-        fit = fit_report(self, values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1), num_generations=1)
-        self.explained_variance = fit["explained_variance"]
+        fit = fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
+        self._fit[mode] = self._fit.get(mode, 0) + fit.sum(0)
+        self.explained_variance = explained_variance(self.accelerator.gather(fit))
         least, most = extremes(self, values, counted)
-        for name, value in (("value_min", least), ("value_max", most), *fit.items()):
-            self.log_value(mode, f"critic/{name}", value)
+        self.log_value(mode, "critic/value_min", least)
+        self.log_value(mode, "critic/value_max", most)
         right = counted & (rewards > (low + high) / 2)
         wrong = counted & ~right
         self.log_means(
@@ -272,8 +274,11 @@ class SPPOTrainer(CriticTrainer):
             self._calibration[mode] = self._calibration.get(mode, 0) + sums
 
     def log(self, *args, **kwargs):
-        """As TRL's, with the calibration of the values since the last log."""
+        """As TRL's, with the fit and the calibration of the values since the last log."""
         mode = "train" if self.model.training else "eval"
+        if mode in self._fit:
+            fit = self.total(self._fit.pop(mode)).unsqueeze(0)
+            self.log_value(mode, "critic/explained_variance", explained_variance(fit))
         if mode in self._calibration:
             sums = self.total(self._calibration.pop(mode))
             if sums[:, 0].any():
