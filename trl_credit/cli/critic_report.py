@@ -24,7 +24,7 @@ def make_parser() -> ArgumentParser:
         nargs="+",
         metavar="CRITIC",
         help="folder or Hub id of a token critic or a reward model; prompt:PATH_OR_ID, a critic of SPPO; "
-        "constant or constant:VALUE; leave_one_out",
+        "generative:PATH_OR_ID, one of GenAC; constant or constant:VALUE; leave_one_out",
     )
     add(
         "--dataset_name",
@@ -79,6 +79,12 @@ def make_parser() -> ArgumentParser:
         default=(0.0, 1.0),
         metavar=("LOW", "HIGH"),
         help="of prompt critics that were trained with bce (default: 0 1)",
+    )
+    add(
+        "--critic_max_completion_length",
+        type=int,
+        default=1024,
+        help="longest answer of generative critics (default: %(default)s)",
     )
     add("--draws", type=int, default=500, help="resamplings for the intervals (default: %(default)s)")
     add(
@@ -185,7 +191,7 @@ def _show(console, reports) -> None:
 
 
 def _critic(spec: str, args: Namespace, tokenizer):
-    from ..diagnostics import ConstantCritic, LeaveOneOutMean, PromptCritic, TokenCritic
+    from ..diagnostics import ConstantCritic, GenerativeCritic, LeaveOneOutMean, PromptCritic, TokenCritic
 
     if spec == "leave_one_out":
         return LeaveOneOutMean()
@@ -197,6 +203,10 @@ def _critic(spec: str, args: Namespace, tokenizer):
             return ConstantCritic(float(rest))
         except ValueError:
             raise ValueError(f"--critics constant:VALUE needs a number, got {rest!r}.") from None
+    if kind == "generative":
+        return GenerativeCritic.from_pretrained(
+            rest, tokenizer, args.dtype, max_completion_length=args.critic_max_completion_length
+        )
     if kind == "prompt":
         return PromptCritic.from_pretrained(
             rest, args.critic_loss, tuple(args.reward_range), args.batch_size, dtype=args.dtype

@@ -1,7 +1,7 @@
 """What a critic knows: Monte-Carlo truth, and how far its values are from it."""
 
 from .callback import CriticProbeCallback
-from .critics import ConstantCritic, Critic, LeaveOneOutMean, PromptCritic, TokenCritic
+from .critics import ConstantCritic, Critic, GenerativeCritic, LeaveOneOutMean, PromptCritic, TokenCritic
 from .evaluation import CriticReport, evaluate_critic
 from .policies import Decoding, TransformersPolicy, VLLMPolicy, load_policy
 from .probes import Probes, ProbeSettings, Rollout, draw_probes
@@ -13,6 +13,7 @@ __all__ = [
     "CriticProbeCallback",
     "CriticReport",
     "Decoding",
+    "GenerativeCritic",
     "LeaveOneOutMean",
     "ProbeSettings",
     "Probes",

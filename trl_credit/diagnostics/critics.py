@@ -8,10 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from ..credit.segments import segment_texts
+from ..critic_engine import seeded
+from ..networks.generative_critic import make_generative_critic
 from ..networks.prompt_critic import load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from ..networks.token_critic import make_token_critic, read_values
+from ..trainers.genac.critic_generation import chunks_within, sample_answers
+from ..trainers.genac.prompting import TEMPLATE, check_template, critic_query, parse_score
 from .probes import Rollout
 
 
@@ -194,6 +199,119 @@ class PromptCritic:
                 outputs = low + (high - low) * outputs.sigmoid()
             found |= dict(zip(groups, outputs.tolist(), strict=True))
         return [np.full(len(r.completion_ids) + 1, found[n]) for r, n in zip(rollouts, numbers, strict=True)]
+
+
+class GenerativeCritic:
+    """
+    A value that is written out: the critic of GenAC. It is asked about the states in `cuts`, once each.
+
+    Args:
+        network (`nn.Module`):
+            As [`~trl_credit.networks.generative_critic.make_generative_critic`] makes it, on its device.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The critic's.
+        policy_tokenizer (`PreTrainedTokenizerBase`):
+            The policy's, whose tokens the completions are.
+        template (`str`, *optional*):
+            What it is asked, see [`~trl_credit.GenACConfig`]. Default: that of the trainer.
+        actor_description (`str`, *optional*, defaults to `"A language model"`):
+            Who writes the solutions, for the template.
+        success_rate (`float`, *optional*):
+            What it is told of the policy. Default: the mean reward of the completions.
+        max_completion_length (`int`, *optional*, defaults to `1024`):
+            Longest answer, in tokens.
+        name (`str`, *optional*, defaults to `"generative critic"`):
+            What it is called in a report.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Tokens of the sequences that are generated together.
+
+    `parse_rate` is the share of the answers that had a score. A state without one gets the mean of the others, as the
+    trainer gives it the mean value.
+    """
+
+    parse_rate: float = math.nan
+
+    def __init__(
+        self,
+        network: Any,
+        tokenizer,
+        policy_tokenizer,
+        template: str = TEMPLATE,
+        actor_description: str = "A language model",
+        success_rate: float | None = None,
+        max_completion_length: int = 1024,
+        name: str = "generative critic",
+        batch_tokens: int = 16384,
+    ):
+        check_template(template, ("problem", "partial_solution"))
+        self.network, self.tokenizer, self.policy_tokenizer = network.eval(), tokenizer, policy_tokenizer
+        self.template, self.actor_description, self.success_rate = template, actor_description, success_rate
+        self.max_completion_length, self.name, self.batch_tokens = max_completion_length, name, batch_tokens
+
+    @classmethod
+    def from_pretrained(cls, path: str, policy_tokenizer, dtype="auto", **settings) -> "GenerativeCritic":
+        """
+        A critic that was saved, its tokenizer beside it.
+
+        Args:
+            path (`str`):
+                A folder or Hub id.
+            policy_tokenizer, settings:
+                As above.
+            dtype (`str`, *optional*, defaults to `"auto"`):
+                Of its weights.
+        """
+        network = on_device(make_generative_critic(path, model_init_kwargs={"dtype": dtype}))
+        return cls(
+            network, AutoTokenizer.from_pretrained(path), policy_tokenizer, name=f"generative:{path}", **settings
+        )
+
+    def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Sampled, with the same random numbers every time."""
+        rate = self.success_rate
+        if rate is None:
+            rate = float(np.mean([rollout.reward for rollout in rollouts if not math.isnan(rollout.reward)]))
+        prompts = [prompt for rollout in rollouts for prompt in self._prompts(rollout, rate)]
+        with seeded(0):
+            answers = sample_answers(
+                self.network,
+                prompts,
+                self._sampling(),
+                chunks_within([len(ids) + self.max_completion_length for ids in prompts], self.batch_tokens),
+            )
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        scores = np.array([np.nan if score is None else score for score in map(parse_score, texts)], dtype=float)
+        parsed = ~np.isnan(scores)
+        self.parse_rate = float(parsed.mean())
+        scores = iter(np.where(parsed, scores, scores[parsed].mean() if parsed.any() else rate))
+        return [_held([next(scores) for _ in rollout.cuts], rollout) for rollout in rollouts]
+
+    def _prompts(self, rollout: Rollout, rate: float) -> list[list[int]]:
+        ends = sorted({*rollout.cuts, len(rollout.completion_ids)} - {0})
+        # One more, empty, so that there is a state after the last token.
+        texts = [*segment_texts(rollout.completion_ids, ends, self.policy_tokenizer), ""]
+        query = critic_query(self.tokenizer, self.template, rollout.prompt, texts, self.actor_description, rate)
+        asked = dict(zip([0, *ends], query.prompts(), strict=True))
+        return [asked[cut] for cut in rollout.cuts]
+
+    def _sampling(self) -> GenerationConfig:
+        tokenizer, config = self.tokenizer, self.network.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        return GenerationConfig(
+            max_new_tokens=self.max_completion_length,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            eos_token_id=sorted({*ends, tokenizer.eos_token_id} - {None}),
+            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        )
+
+
+def _held(values: list[float], rollout: Rollout) -> np.ndarray:
+    """Each value up to the next cut."""
+    states = np.arange(len(rollout.completion_ids) + 1)
+    return np.array(values)[np.clip(np.searchsorted(rollout.cuts, states, side="right") - 1, 0, None)]
 
 
 def refuse_causal_lm(path: str) -> None:
