@@ -12,6 +12,10 @@ _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
     "CriticEngine": "trl_credit.critic_engine",
+    "GenACConfig": "trl_credit.trainers.genac.genac_config",
+    "GenACTrainer": "trl_credit.trainers.genac.genac_trainer",
+    "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
+    "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
@@ -40,8 +44,12 @@ if TYPE_CHECKING:
     from .credit.traces import eligibility_trace as eligibility_trace
     from .credit.traces import trace_weights as trace_weights
     from .critic_engine import CriticEngine as CriticEngine
+    from .trainers.genac.genac_config import GenACConfig as GenACConfig
+    from .trainers.genac.genac_trainer import GenACTrainer as GenACTrainer
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+    from .trainers.sppo.sppo_config import SPPOConfig as SPPOConfig
+    from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
     from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
 

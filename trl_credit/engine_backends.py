@@ -46,6 +46,8 @@ class LocalBackend:
 
     network: Any  # a `PreTrainedModel`, a `PeftModel`, ...
     module: Any  # the same as it is wrapped: DDP, a DeepSpeed engine, an FSDP module
+    # Whether weights are split over processes, which must then make their forward passes together.
+    splits_weights = False
 
     def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
         self.network, self.accelerator, self.max_grad_norm = network, accelerator, max_grad_norm
@@ -106,6 +108,8 @@ class LocalBackend:
 class FSDP2Backend(LocalBackend):
     """Weights, gradients and optimizer state split over processes by `fully_shard`."""
 
+    splits_weights = True
+
     def wrap(self) -> Any:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -158,6 +162,7 @@ class DeepSpeedBackend(LocalBackend):
             model=network, optimizer=self.optimizer, config=self.config(max_grad_norm)
         )
         self.stage = self.module.zero_optimization_stage()
+        self.splits_weights = self.stage == 3
 
     def config(self, max_grad_norm: float) -> dict:
         config = deepcopy(self.accelerator.state.deepspeed_plugin.deepspeed_config)

@@ -47,6 +47,7 @@ if version("trl") not in TRL_VERSIONS:
     )
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl.models import unwrap_model_for_generation  # noqa: E402
 from trl.trainer.utils import (  # noqa: E402
     get_config_model_id,
     is_async_callable,
@@ -340,6 +341,25 @@ class CreditTrainer(GRPOTrainer):
                     gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
             gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
         return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
+
+    @contextmanager
+    def unwrapped_for_generation(self, module: nn.Module, checkpointing_kwargs: dict | None = None):
+        """
+        A network trained beside the policy as `generate` needs it, which is how TRL prepares the policy.
+
+        Args:
+            module (`nn.Module`):
+                The network as it is wrapped.
+            checkpointing_kwargs (`dict`, *optional*):
+                Those of its gradient checkpointing, which is off meanwhile.
+        """
+        with unwrap_model_for_generation(
+            module,  # type: ignore[arg-type]
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=checkpointing_kwargs,
+        ) as network:
+            yield network
 
     # --- Wrapped methods of TRL
 

@@ -10,6 +10,8 @@ from importlib.metadata import version
 _TRAINING = {
     "grpo-lambda": "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces",
     "vapo": "Train with VAPO, VC-PPO or PPO: token-level credit from a critic",
+    "sppo": "Train with SPPO: one completion a prompt, and a critic that reads the prompt alone",
+    "genac": "Train with GenAC: segment-level credit from a critic that reasons in words",
     "pretrain-critic": "Fit a critic to a policy that does not move, to be used by later runs",
 }
 # All others: the module whose `main(argv)` they are.

@@ -22,14 +22,13 @@ def write_critic_card(folder: Path, trainer) -> None:
         name for name in ("gamma", "truncation", "num_generations", "max_completion_length") if hasattr(args, name)
     ]
     table = "\n".join(f"| `{name}` | `{getattr(args, name)}` |" for name in names)
-    loader = "AutoPeftModelForTokenClassification" if hasattr(trainer.critic, "peft_config") else None
-    if loader:
-        load = f"from peft import {loader}\n\ncritic = {loader}.from_pretrained(path, num_labels=1)"
+    task, extra = trainer.critic_task, ", num_labels=1" if trainer.critic_task == "TokenClassification" else ""
+    if hasattr(trainer.critic, "peft_config"):
+        loader = f"AutoPeftModelFor{task}"
+        load = f"from peft import {loader}\n\ncritic = {loader}.from_pretrained(path{extra})"
     else:
-        load = (
-            "from transformers import AutoModelForTokenClassification\n\n"
-            "critic = AutoModelForTokenClassification.from_pretrained(path)"
-        )
+        loader = f"AutoModelFor{task}"
+        load = f"from transformers import {loader}\n\ncritic = {loader}.from_pretrained(path)"
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers
@@ -42,12 +41,11 @@ library_name: transformers
 
 # Critic of a policy trained with {trainer._name}
 
-A value model: for every token of a prompt and completion it gives the reward that the policy is expected to end with.
-The value of the state in which token t is chosen is the output at the token before it.
+{trainer.critic_card[0]}
 
 ```python
 {load}
-values = critic(input_ids).logits.squeeze(-1)
+{trainer.critic_card[1]}
 ```
 
 Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version("trl-credit")} for {trainer.engine.steps}

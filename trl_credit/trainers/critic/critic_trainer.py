@@ -8,7 +8,9 @@ from torch import nn
 
 from ...critic_engine import CriticEngine, CriticOptimization, seeded
 from ...networks.publish import push_critic, write_critic_card
-from ...trl_seam import CreditTrainer
+from ...networks.shared_base import make_shared_base_critic
+from ...networks.token_critic import make_token_critic
+from ...trl_seam import CreditTrainer, critic_source
 from .critic_config import CriticConfig
 
 
@@ -31,6 +33,13 @@ class CriticTrainer(CreditTrainer):
     processing_class: Any
     config_class = CriticConfig
     folders_of_networks = (CRITIC_FOLDER,)
+    # What of transformers' auto classes loads a saved critic; what its model card says of it, and how it is called.
+    critic_task = "TokenClassification"
+    critic_card = (
+        "A value model: for every token of a prompt and completion it gives the reward that the policy is expected to "
+        "end with.\nThe value of the state in which token t is chosen is the output at the token before it.",
+        "values = critic(input_ids).logits.squeeze(-1)",
+    )
     # Of the latest rollout; NaN when its returns do not vary.
     explained_variance: float = float("nan")
 
@@ -72,6 +81,26 @@ class CriticTrainer(CreditTrainer):
         raise NotImplementedError
 
     # --- The critic in the run
+
+    def make_value_model(self, policy, critic, peft_config, initial_value: float) -> nn.Module:
+        """A network with one number for each token; its fresh head answers `initial_value` everywhere."""
+        if self.args.critic_share_base:
+            return make_shared_base_critic(self.model, critic, initial_value, peft_config)
+        source, init_kwargs = self.critic_checkpoint(policy, critic)
+        return make_token_critic(source, initial_value, peft_config, init_kwargs)
+
+    def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
+        """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
+        init_kwargs: Any = self.args.critic_model_init_kwargs
+        if critic is not None:
+            return critic, init_kwargs
+        source = critic_source(policy)
+        if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
+            shared: Any = self.args.model_init_kwargs or {}
+            shared = {name: value for name, value in shared.items() if value is not None}
+            shared.pop("quantization_config", None)
+            init_kwargs = {**shared, **(init_kwargs or {})}
+        return source, init_kwargs
 
     @property
     def critic_processing_class(self):
