@@ -34,7 +34,9 @@ def fit_critic(folder, unparsed: float = 0.15, steps: int = 150, **config):
         texts, starts = [], []
         for _ in range(16):
             seen = "".join(chr(rng.randrange(64, 96)) for _ in range(rng.randint(1, 12)))
-            text = TEMPLATE.format(success_rate=f"{rng.random():.2f}", problem=rng.choice(PROMPTS), partial_solution=seen)
+            text = TEMPLATE.format(
+                success_rate=f"{rng.random():.2f}", problem=rng.choice(PROMPTS), partial_solution=seen
+            )
             prompt = tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
             )

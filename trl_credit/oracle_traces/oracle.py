@@ -68,23 +68,16 @@ class FunctionOracle:
     A function of the user's, from a [`State`] to a trace, or to `None` where it has nothing to say.
 
     Args:
-        name (`str`):
-            `"module:function"`, seen from the working directory as well.
+        function (`Callable` or `str`):
+            The function, or its name: `"module:function"`, seen from the working directory as well.
     """
 
     concurrency = 1
 
-    def __init__(self, name: str):
-        module, _, function = name.partition(":")
-        sys.path.insert(0, os.getcwd())
-        try:
-            self.function: Callable = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"The oracle {name!r} could not be imported: {error}.") from error
-        finally:
-            sys.path.remove(os.getcwd())
+    def __init__(self, function: Callable[[State], str | None] | str):
+        self.function = _import(function) if isinstance(function, str) else function
         if not callable(self.function) or inspect.iscoroutinefunction(self.function):
-            raise ValueError(f"The oracle {name!r} must be a plain function, got {self.function!r}.")
+            raise ValueError(f"The oracle {function!r} must be a plain function, got {self.function!r}.")
 
     def __call__(self, state: State) -> Answer:
         trace = self.function(state)
@@ -93,6 +86,17 @@ class FunctionOracle:
         if not isinstance(trace, str):
             raise TypeError(f"The oracle must return a string or None, got {trace!r}.")
         return Answer(trace)
+
+
+def _import(name: str) -> Callable:
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The oracle {name!r} could not be imported: {error}.") from error
+    finally:
+        sys.path.remove(os.getcwd())
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ class GenACSFTConfig(SFTConfig):
     `trl-credit genac-traces --max_trace_length`.
     """
 
-    max_length: int | None = field(
-        default=None, metadata={"help": "Not used: a trace that is cut has lost its score."}
-    )
+    max_length: int | None = field(default=None, metadata={"help": "Not used: a trace that is cut has lost its score."})
     completion_only_loss: bool | None = field(
         default=True, metadata={"help": "Always true: the critic learns the traces, not the problems."}
     )
