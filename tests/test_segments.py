@@ -42,8 +42,28 @@ def metaspace_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
 
 
-TOKENIZERS = {"bytes": tiny_tokenizer, "merged": merged_tokenizer, "metaspace": metaspace_tokenizer}
-PIECES = ["a", " ab", " tab", "b", "c", ".", ". ", "!\n", "\n", "\n\n", "\n \n", "3.14", "é", "漢字。", "😀", "👩‍👩‍👧", "�", "\x00", "е́"]
+TOKENIZERS = {"bytes": tiny_tokenizer(), "merged": merged_tokenizer(), "metaspace": metaspace_tokenizer()}
+PIECES = [
+    "a",
+    " ab",
+    " tab",
+    "b",
+    "c",
+    ".",
+    ". ",
+    "!\n",
+    "\n",
+    "\n\n",
+    "\n \n",
+    "3.14",
+    "é",
+    "漢字。",
+    "😀",
+    "👩‍👩‍👧",
+    "�",
+    "\x00",
+    "е́",
+]
 
 
 def decode(tokenizer, ids):
@@ -53,7 +73,7 @@ def decode(tokenizer, ids):
 def random_case(seed):
     """A tokenizer, tokens (text, or anything at all), tool turns, and a segmenter."""
     rng = random.Random(seed)
-    tokenizer = TOKENIZERS[rng.choice(list(TOKENIZERS))]()
+    tokenizer = TOKENIZERS[rng.choice(list(TOKENIZERS))]
     ids = tokenizer("".join(rng.choices(PIECES, k=rng.randrange(1, 150))), add_special_tokens=False)["input_ids"]
     if rng.random() < 0.3:
         ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(1, 200))]
@@ -93,7 +113,8 @@ def test_any_completion_is_divided_into_segments_within_the_limits(block):
         if trainable is not None:
             assert all(trainable[end] for end in ends[:-1])  # not before or inside what a tool returned
         cuttable = [
-            end for end, offset in enumerate(_ends_in_text(ids, decode(tokenizer, ids), tokenizer), 1)
+            end
+            for end, offset in enumerate(_ends_in_text(ids, decode(tokenizer, ids), tokenizer), 1)
             if end == len(ids) or (offset is not None and (trainable is None or trainable[end]))
         ]
         assert set(ends) <= set(cuttable)
@@ -107,7 +128,7 @@ def test_a_cut_leaves_every_character_whole(block):
     """At every cut both sides decode by themselves to their share of the text: no byte of one is in the other."""
     for seed in range(60 * block, 60 * block + 60):
         rng = random.Random(seed)
-        tokenizer = rng.choice([tiny_tokenizer, merged_tokenizer])()
+        tokenizer = TOKENIZERS[rng.choice(["bytes", "merged"])]
         text = "".join(rng.choices([piece for piece in PIECES if piece != "�"], k=rng.randrange(1, 80)))
         ids = tokenizer(text)["input_ids"]
         ends = DelimiterSegmenter(1, 2, 3)(ids, tokenizer)
@@ -120,8 +141,8 @@ def test_a_token_ends_in_the_text_where_the_text_of_the_tokens_up_to_it_ends():
     for seed in range(80):
         tokenizer, ids, _, _ = random_case(seed)
         text = decode(tokenizer, ids)
-        if "byte_fallback" in str(tokenizer.backend_tokenizer.model) and tokenizer(text)["input_ids"] != ids:
-            continue  # one byte that is no character makes those of the whole run around it unreadable there
+        if tokenizer is TOKENIZERS["metaspace"] and "�" in text:
+            continue  # one byte that is no character makes the whole run of bytes around it unreadable there
         for end, offset in enumerate(_ends_in_text(ids, text, tokenizer), 1):
             prefix = decode(tokenizer, ids[:end])
             assert offset == (len(prefix) if text.startswith(prefix) else None), (seed, end)
@@ -147,9 +168,8 @@ def test_of_two_delimiters_of_a_kind_the_one_nearest_the_target_is_taken():
 
 def test_no_delimiter_in_4096_tokens_is_cut_at_the_greatest_length():
     ends, _ = ends_of("a" * 4096, DelimiterSegmenter(40, 120, 240))
-    assert ends == [*range(240, 4081, 240), 4096 - 0] if 4096 % 240 >= 40 else ends[-1] == 4096
     lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    assert max(lengths) == 240 and min(lengths) >= 40
+    assert lengths == [240] * 16 + [216, 40]
 
 
 def test_characters_of_four_tokens_are_not_cut():
@@ -279,4 +299,5 @@ def test_the_running_mean_is_the_weighted_mean_of_all_steps():
         means.append(rewards.mean().item())
         state = state.updated(rewards, momentum=0.8)
     weights = [0.2 * 0.8**age for age in range(29, -1, -1)]
-    assert state.value == pytest.approx(sum(map(lambda w, m: w * m, weights, means)) / sum(weights), rel=1e-12)
+    expected = sum(weight * mean for weight, mean in zip(weights, means, strict=True)) / sum(weights)
+    assert state.value == pytest.approx(expected, rel=1e-12)

@@ -95,7 +95,7 @@ class CriticEngine:
         return self.schedule.get_last_lr()[0]
 
     @torch.no_grad()
-    def evaluate(self, forward: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
+    def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
         with self.accelerator.autocast():
             return forward(self.module)

@@ -1,7 +1,9 @@
 """Segments of a completion, and the advantages of a critic that values the states between them."""
 
+import itertools
 import os
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,9 +46,11 @@ class DelimiterSegmenter:
 
     From the start of a segment it takes, of the best kind of delimiter between `min_length` and `max_length`, the one
     nearest `target_length`; the end of a tool's output counts as a blank line. Where there is no delimiter it cuts at
-    `max_length`. What is left at the end, up to `target_length`, is one segment. It never cuts inside a character that takes several tokens, and never
-    before or inside what a tool has returned: that belongs to the segment with the call. Only these two, and
-    `max_segments`, can make a segment longer than `max_length`; one shorter than `min_length` is a whole completion.
+    `max_length`. What is left at the end, up to `target_length`, is one segment.
+
+    It never cuts inside a character that takes several tokens, and never before or inside what a tool has returned,
+    which belongs to the segment with the call. Only these two, and `max_segments`, can move a length out of its limits;
+    a completion shorter than `min_length` is one segment.
 
     Args:
         min_length (`int`, *optional*, defaults to `40`):
@@ -93,7 +97,8 @@ class DelimiterSegmenter:
     def __call__(self, token_ids: Sequence[int], tokenizer, trainable: Sequence[bool] | None = None) -> list[int]:
         """See [`Segmenter`]."""
         kinds = self._cuts(list(token_ids), tokenizer, trainable)
-        total, start, ends = len(token_ids), 0, []
+        total, start = len(token_ids), 0
+        ends: list[int] = []
         while start < total:
             left = total - start
             stretch = 1.0
@@ -130,7 +135,7 @@ class DelimiterSegmenter:
 
     @staticmethod
     def _cuts(token_ids: list[int], tokenizer, trainable: Sequence[bool] | None) -> list[int | None]:
-        """For the end of each token the kind of delimiter there, the lower the better; `None` where a cut would hurt."""
+        """For the end of each token the kind of delimiter there, lower is better; `None` where no cut may be."""
         text = _decode(tokenizer, token_ids)
         kind_at = {}
         for kind in reversed(range(len(_DELIMITERS))):
@@ -139,11 +144,11 @@ class DelimiterSegmenter:
             None if offset is None else kind_at.get(offset, _NO_DELIMITER)
             for offset in _ends_in_text(token_ids, text, tokenizer)
         ]
-        for i in range(1, len(token_ids) if trainable is not None else 0):
-            if not trainable[i]:
-                kinds[i - 1] = None
-            elif not trainable[i - 1] and kinds[i - 1] is not None:
-                kinds[i - 1] = 0
+        for end, (before, after) in enumerate(itertools.pairwise(trainable or ())):
+            if not after:
+                kinds[end] = None
+            elif not before and kinds[end] is not None:
+                kinds[end] = 0
         if kinds and kinds[-1] is None:
             kinds[-1] = _NO_DELIMITER
         return kinds
@@ -211,8 +216,8 @@ def segment_advantages(
     Advantage of every trained token under a critic that values the state before each segment (arXiv:2604.10701, §3).
 
     GAE in which a time step is a segment: \\( A_k = \sum_{l \ge 0} \lambda^l \delta_{k+l} \\) with
-    \\( \delta_k = v_{k+1} - v_k \\), the reward at the last segment and 0 as the value after it. All tokens of a segment
-    have its advantage. At λ = 1 that is \\( r - v_k \\). A segment without trained tokens is not a time step.
+    \\( \delta_k = v_{k+1} - v_k \\), the reward at the last segment and 0 as the value after it. All tokens of a
+    segment have its advantage. At λ = 1 that is \\( r - v_k \\). A segment without trained tokens is not a time step.
 
     Args:
         rewards (`torch.Tensor`):
@@ -225,8 +230,8 @@ def segment_advantages(
             λ in [0, 1].
 
     Returns:
-        `torch.Tensor`: Advantages of shape `(B, T)`, float32 (float64 if `values` is), 0 where `segments` is -1, without
-        a gradient.
+        `torch.Tensor`: Advantages of shape `(B, T)`, float32 (float64 if `values` is), 0 where `segments` is -1,
+        without a gradient.
 
     Raises:
         ValueError: If a token belongs to a segment that has no column in `values`.
@@ -266,21 +271,25 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
     Where each token ends in `text`, the text of them all; `None` inside a character.
 
     Most tokens are looked up by themselves. The others, a part of a character or a word of a tokenizer that drops a
-    leading space, are decoded behind the tokens before them: four, for a character has at most four bytes.
+    leading space, are decoded behind at least four tokens before them, for a character has at most four bytes.
     """
     pieces: dict[int, str] = {}
     offsets: list[int | None] = []
     known, offset = 0, 0  # tokens up to `known` end at `offset`
+    whole = deque([0])  # ends like `known` before it, as far back as matters
     for end, token in enumerate(token_ids, start=1):
         if token not in pieces:
             pieces[token] = _decode(tokenizer, [token])
         new = pieces[token]
-        if known < end - 1 or not text.startswith(new, offset):
-            context = token_ids[max(0, known - 4) : known]
+        if known < end - 1 or not new or "\ufffd" in new or not text.startswith(new, offset):
+            while len(whole) > 1 and whole[1] <= known - 4:
+                whole.popleft()
+            context = token_ids[whole[0] : known]
             new = _decode(tokenizer, context + token_ids[known:end])[len(_decode(tokenizer, context)) :]
         if text.startswith(new, offset):
             known, offset = end, offset + len(new)
             offsets.append(offset)
+            whole.append(end)
         else:
             offsets.append(None)
             if end - known > 8:  # no character is that long: start again from what is certain
