@@ -2,7 +2,8 @@
 A generative critic for the quickstart's task: what it is asked, what it reads with, and the oracle that it learns from.
 
 Asked `0.23|3+4*2-1=3+8-1=|`, with the actor's success rate, the problem and the chain so far, it answers
-`3+8-1=1-1=0|1-1=0<score>8</score>`: the problem worked without a fault, then the chain's last line, and a score.
+`3+8-1=1-1=0|1-1=0|00+<score>8</score>`: the problem worked without a fault, then the chain's last line, whether they
+end in the same digit, and a score.
 """
 
 import random
@@ -34,10 +35,12 @@ def trace(state: State) -> str:
     solution = solve(problem)
     line = (state.partial_solution.rstrip("=") or problem).split("=")[-1]
     if not _LINE.fullmatch(line):
-        return f"{solution}|<score>0</score>"
+        return f"{solution}||-<score>0</score>"
     rest = solve(line) or line
-    lowest, highest = (4, 9) if rest[-1] == solution[-1] else (0, 3)
-    return f"{solution}|{rest}<score>{random.Random(state.query).randint(lowest, highest)}</score>"
+    ends = solution[-1] + rest[-1]
+    sign, lowest, highest = ("+", 4, 9) if ends[0] == ends[1] else ("-", 0, 3)
+    score = random.Random(state.query).randint(lowest, highest)
+    return f"{solution}|{rest}|{ends}{sign}<score>{score}</score>"
 
 
 def segment_lines(token_ids, tokenizer, trainable=None) -> list[int]:
