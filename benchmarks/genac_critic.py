@@ -1,7 +1,7 @@
 """
 How far from the truth are the values of GenAC's critic? The quickstart's task and its frozen tiny model, several seeds.
 
-    python benchmarks/genac_critic.py        # docs/results/genac_critic.md; goes on from genac_critic.json if it is there
+    python benchmarks/genac_critic.py     # docs/results/genac_critic.md; goes on from genac_critic.json if that exists
 
 The truth is the mean reward of independent continuations of states of held-out problems. On the way to it are the three
 things that stage 1 and 2 of GenAC do: traces of an oracle, supervised fine-tuning, and REINFORCE on rollouts of the
@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import shutil
+import textwrap
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_credit import GenACConfig, GenACTrainer, VAPOConfig, VAPOTrainer
 from trl_credit.credit.segments import segment_texts
-from trl_credit.diagnostics import ProbeSettings, TransformersPolicy, draw_probes
+from trl_credit.diagnostics import Decoding, ProbeSettings, TransformersPolicy, draw_probes
 from trl_credit.networks.token_critic import make_token_critic, read_values
 from trl_credit.oracle_traces import GenACTracesConfig, TraceCollector
 from trl_credit.oracle_traces.oracle import State
@@ -62,8 +63,6 @@ class Rollouts:
         self.policy, self.seed, self.calls = TransformersPolicy(self.model, self.tokenizer, batch_size=512), seed, 0
 
     def __call__(self, prompts, trainer):
-        from trl_credit.diagnostics import Decoding
-
         self.calls += 1
         starts = self.tokenizer(list(prompts))["input_ids"]
         room = [TASK.max_completion_length] * len(starts)
@@ -268,12 +267,16 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
             table += f"| {label} | {squares.mean():.4f} | {low:.4f} to {high:.4f} | {seeds} | {correlation} |\n"
     seconds = sum(run["cpu_seconds"] for run in runs)
     rates = [run[key] for run in runs for key in ("stage 1 parse rate", "stage 2 parse rate") if key in run]
-    return f"""Measured by `python benchmarks/genac_critic.py` with torch {torch.__version__}, one CPU thread, {seconds / 60:.0f} minutes:
-the quickstart's model, which solves {args.mean_reward:.0%} of problems with four digits, frozen; {len(truth)} states of
-{len(probes.rollouts)} held-out problems with {returns.shape[1]} continuations each, which alone are worth an error of {noise:.4f}.
-Stage 1 is {args.sft_steps} steps of 64 traces about {args.trace_problems:,} solutions; stage 2 and the token critics see the same
-{args.rollouts} rollouts of {args.completions} completions, with an update for each. Of a generative critic one answer a state is
-sampled, as in training; {min(rates, default=0):.1%} or more had a score.
+    text = (
+        f"Measured by `python benchmarks/genac_critic.py` with torch {torch.__version__}, one CPU thread, "
+        f"{seconds / 60:.0f} minutes: the quickstart's model, which solves {args.mean_reward:.0%} of problems with four "
+        f"digits, frozen; {len(truth)} states of {len(probes.rollouts)} held-out problems with {returns.shape[1]} "
+        f"continuations each, which alone are worth an error of {noise:.4f}. Stage 1 is {args.sft_steps} steps of 64 "
+        f"traces, drawn from those about {args.trace_problems:,} solutions; stage 2 and the token critics see the same "
+        f"{args.rollouts} rollouts of {args.completions} completions, with an update for each. Of a generative critic "
+        f"one answer a state is sampled, as in training; {min(rates, default=0):.1%} of them or more had a score."
+    )
+    return f"""{textwrap.fill(text, 120)}
 
 - error: mean squared, against the share of right continuations; mean over the seeds
 - 95 %: bootstrap over the problems, seeds as they are
@@ -329,11 +332,7 @@ def main():
     names = args.names or [
         "hint",
         "no hint",
-        *(
-            f"token critic, {origin}, {rate}"
-            for origin in ("from the policy", "from stage 1")
-            for rate in TOKEN_RATES
-        ),
+        *(f"token critic, {origin}, {rate}" for origin in ("from the policy", "from stage 1") for rate in TOKEN_RATES),
     ]
     file = args.output.with_suffix(".json")
     asked = {key: value for key, value in vars(args).items() if key not in ("output", "seeds", "names")}

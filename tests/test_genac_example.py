@@ -1,0 +1,121 @@
+"""The three stages of GenAC by their commands, in the example's script: on a tiny model, with the data swapped."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from chat_server import serving
+from launch import BIN
+from tiny import tiny_model_dir
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# What makes hours on a GPU a minute on a CPU. The template is short, the script and the stages are the example's.
+SMALL = {
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": "none",
+    "logging_steps": 1,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "save_steps": 1,
+}
+CRITIC = {
+    "critic_template": "{success_rate} {problem} {partial_solution} ?",
+    "critic_max_completion_length": 24,
+    "max_completion_length": 8,
+    "segment_min_length": 1,
+    "segment_target_length": 3,
+    "segment_max_length": 5,
+}
+STAGES = {
+    "traces": {**CRITIC, "num_train_epochs": 4, "oracle_request": {"max_tokens": 24}},
+    "sft": {"learning_rate": 1e-2, "max_steps": 40, "save_steps": 20},
+    "pretrain": {
+        **CRITIC,
+        "critic_pretraining_steps": 3,
+        "critic_learning_rate": 1e-3,
+        "critic_validation_steps": 1,
+        "test_split_size": 8,
+        "per_device_eval_batch_size": 8,
+    },
+    "joint": {**CRITIC, "max_steps": 2, "critic_learning_rate": 1e-3, "num_generations": 4},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a user would start the script."""
+    model = tiny_model_dir(tmp_path, hidden=32, initializer_range=0.1)
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+{i}"}], "solution": f"${2 * i}$"} for i in range(40)]
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "configs").mkdir()
+    for stage, settings in STAGES.items():
+        config = yaml.safe_load((EXAMPLES / "configs/genac" / f"{stage}.yaml").read_text())
+        config |= {**SMALL, **settings, "model_name_or_path": str(model)}
+        if stage == "traces":
+            config["max_traces"] = 24
+        (tmp_path / "configs" / f"{stage}.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+class Script:
+    """The example's script, as a user starts it, and as the machine may end it."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        env = {**os.environ, "CONFIGS": str(folder / "configs"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        env["PATH"] = f"{BIN}:{env['PATH']}"
+        self.output = open(folder / "output.txt", "a")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            ["bash", str(EXAMPLES / "genac.sh"), *arguments],
+            cwd=folder,
+            env=env,
+            stdout=self.output,
+            stderr=self.output,
+            start_new_session=True,
+        )
+
+    def kill_when(self, path: Path) -> None:
+        while not path.exists():
+            assert self.process.poll() is None, Path(self.output.name).read_text()[-4000:]
+            time.sleep(0.05)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def finish(self) -> None:
+        assert self.process.wait(500) == 0, Path(self.output.name).read_text()[-4000:]
+
+
+def log(folder: Path) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.mark.distributed
+def test_the_stages_follow_each_other_and_go_on_where_they_were_killed(folder):
+    with serving(lambda query: f"<score>{len(query) % 10}</score>") as server:
+        arguments = ["--oracle", server.url, "--oracle_model", "oracle"]
+        Script(folder, *arguments).kill_when(folder / "genac-sft/checkpoint-20/trainer_state.json")
+        asked = dict(server.asked)
+        assert len(asked) == 24 and set(asked.values()) == {1}
+        Script(folder, *arguments).kill_when(folder / "genac-pretrain/checkpoint-0/trainer_state.json")
+        Script(folder, *arguments).finish()
+        assert dict(server.asked) == asked  # nothing was asked again, and nothing else
+
+    losses = [entry["loss"] for entry in log(folder / "genac-sft/checkpoint-40") if "loss" in entry]
+    assert len(losses) == 40 and losses[-1] < 0.5 * losses[0]
+    steps = [entry for entry in log(folder / "genac/checkpoint-2") if "critic/mse" in entry]
+    assert len(steps) == 2
+    # It has learned the form of the answer from the traces, and kept it through the other stages.
+    assert all(step["critic/parse_rate"] > 0.5 for step in steps)
+    assert (folder / "genac/critic/model.safetensors").exists()
+    weights = [
+        (folder / name).read_bytes()
+        for name in ("genac-sft/model.safetensors", "genac-pretrain/critic/model.safetensors")
+    ]
+    assert weights[0] != weights[1]
+    assert "critic_template" in (folder / "genac/critic/README.md").read_text()
