@@ -34,7 +34,7 @@ CRITIC = {
     "segment_max_length": 5,
 }
 STAGES = {
-    "traces": {**CRITIC, "num_train_epochs": 4, "oracle_request": {"max_tokens": 24}},
+    "traces": {**CRITIC, "oracle_request": {"max_tokens": 24}},
     "sft": {"learning_rate": 1e-2, "max_steps": 40, "save_steps": 20},
     "pretrain": {
         **CRITIC,
@@ -52,7 +52,10 @@ STAGES = {
 def folder(tmp_path):
     """Where a user would start the script."""
     model = tiny_model_dir(tmp_path, hidden=32, initializer_range=0.1)
-    rows = [{"prompt": [{"role": "user", "content": f"{i}+{i}"}], "solution": f"${2 * i}$"} for i in range(40)]
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{i % 50}+{i % 50}"}], "solution": f"${2 * (i % 50)}$"}
+        for i in range(160)
+    ]
     (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "configs").mkdir()
     for stage, settings in STAGES.items():

@@ -124,6 +124,11 @@ def test_completions_without_a_reward_and_states_without_room_are_left_out(model
     assert run.states() == [state for state in states if length(state) <= room] != states
 
 
+def test_too_few_prompts_for_a_rollout_are_refused(model_dir, tmp_path):
+    with pytest.raises(ValueError, match="The data hold 3 prompts, fewer than the 4 of one rollout"):
+        collector(model_dir, tmp_path, prompts=PROMPTS[:3]).train()
+
+
 def test_rewards_outside_of_what_a_score_can_say_are_refused(model_dir, tmp_path):
     run = collector(model_dir, tmp_path, reward=lambda completions, **kwargs: [2.0] * len(completions))
     with pytest.raises(ValueError, match=r"The reward 2 of completion 0 .* lies outside \[0, 1\]"):

@@ -1,5 +1,6 @@
 """Which traces the critic learns from, and in what form."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,8 +38,9 @@ def reason_to_drop(row: dict, tokens: int, shortest: int, longest: int, max_disa
         return "too short"
     if tokens > longest:
         return "too long"
-    reward = row.get("reward") if max_disagreement is not None else None
-    if reward is not None and abs(value - reward) > max_disagreement + 1e-9:  # tenths are not exact in binary
+    reward = row.get("reward")
+    limit = math.inf if max_disagreement is None else max_disagreement + 1e-9  # tenths are not exact in binary
+    if reward is not None and abs(value - reward) > limit:
         return "far from the outcome"
     return None
 
@@ -65,7 +67,8 @@ def write_dataset(rows: Iterable[dict], folder: Path, tokenizer, shortest: int, 
     Raises:
         ValueError: If a row has no query or trace, or no trace is kept.
     """
-    kept, dropped = [], Counter()
+    kept: list[tuple[dict, float]] = []
+    dropped: Counter[str] = Counter()
     for number, row in enumerate(rows, start=1):
         if not (isinstance(row, dict) and isinstance(row.get("query"), str) and isinstance(row.get("trace"), str)):
             raise ValueError(f"Trace {number} must have the texts `query` and `trace`, got {str(row)[:200]}.")
@@ -73,19 +76,18 @@ def write_dataset(rows: Iterable[dict], folder: Path, tokenizer, shortest: int, 
         if reason := reason_to_drop(row, tokens, shortest, longest, max_disagreement):
             dropped[reason] += 1
         else:
-            kept.append(row)
+            kept.append((row, parse_score(row["trace"]) or 0.0))
     if not kept:
         reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.most_common()) or "there are none"
         raise ValueError(f"No trace is left to learn from: {reasons}.")
-    write_rows(folder / "train.jsonl", [_example(row, tokenizer.chat_template is not None) for row in kept])
-    values = [parse_score(row["trace"]) for row in kept]
+    write_rows(folder / "train.jsonl", [_example(row, tokenizer.chat_template is not None) for row, _ in kept])
     summary = {
         "traces": len(kept) + dropped.total(),
         "kept": len(kept),
         "dropped": dict(dropped.most_common()),
-        "value_mean": sum(values) / len(values),
+        "value_mean": sum(value for _, value in kept) / len(kept),
     }
-    pairs = [(v, row["reward"]) for v, row in zip(values, kept, strict=True) if row.get("reward") is not None]
+    pairs = [(value, row["reward"]) for row, value in kept if row.get("reward") is not None]
     if pairs:
         summary["reward_mean"] = sum(reward for _, reward in pairs) / len(pairs)
         summary["mse"] = sum((value - reward) ** 2 for value, reward in pairs) / len(pairs)

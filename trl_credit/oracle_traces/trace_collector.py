@@ -2,6 +2,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from .traces_config import GenACTracesConfig
 
 
 # What decides which solutions are sampled; a run that goes on must agree with what is on the disk.
-_SAMPLING = ("seed", "temperature", "top_p", "top_k", "min_p", "max_completion_length", "num_generations")
-_SAMPLING += ("generation_batch_size", "shuffle_dataset")
+_SAMPLING = (
+    "seed",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_completion_length",
+    "num_generations",
+    "generation_batch_size",
+    "shuffle_dataset",
+)
 
 
 class _Collected(Exception):
@@ -94,6 +104,7 @@ class TraceCollector(GenACTrainer):
 
     def train(self, *args, **kwargs):
         """Sample, ask and write. Only the main process asks; the others are done by then."""
+        self._refuse_few_prompts()
         try:
             super().train()
         except _Collected:
@@ -103,7 +114,17 @@ class TraceCollector(GenACTrainer):
             states = self.states()
             write_rows(self.folder / "states.jsonl", [vars(state) for state in states])
             if self.oracle is not None:
-                self._report(self.ask(states))
+                self._show(self.ask_oracle(states))
+
+    def _refuse_few_prompts(self) -> None:
+        data: Any = self.train_dataset
+        assert self.args.generation_batch_size is not None and self.args.num_generations is not None
+        needed = self.args.generation_batch_size // self.args.num_generations
+        if hasattr(data, "__len__") and len(data) < needed:
+            raise ValueError(
+                f"The data hold {len(data)} prompts, fewer than the {needed} of one rollout: lower "
+                "`per_device_train_batch_size`, or take more."
+            )
 
     def begin_training(self, checkpoint: str | None) -> None:
         self._sample()
@@ -171,7 +192,8 @@ class TraceCollector(GenACTrainer):
         if not solutions:
             raise ValueError("No solution has a reward: there is nothing to ask the oracle about.")
         rate = sum(solution["reward"] for solution in solutions) / len(solutions)
-        slots, rewards = {}, defaultdict(list)
+        found: dict[str, State] = {}
+        rewards: dict[str, list[float]] = defaultdict(list)
         for solution in solutions:
             chosen = [bool(token) for token in solution["chosen"]]
             reading = self.read(solution["completion_ids"], chosen, solution["prompt"], rate)
@@ -179,22 +201,21 @@ class TraceCollector(GenACTrainer):
                 if len(prompt) + self.args.critic_max_completion_length > self._critic_context:
                     continue  # the critic will not be asked about this one either
                 problem, partial = problem_text(solution["prompt"]), "".join(reading.texts[:k])
-                rate_text = f"{rate:.2f}"
                 query = render(
                     self.template,
                     actor=self.actor_description,
-                    success_rate=rate_text,
+                    success_rate=f"{rate:.2f}",
                     problem=problem,
                     partial_solution=partial,
                 )
-                slots[query] = {"problem": problem, "partial_solution": partial, "success_rate": float(rate_text)}
                 rewards[query].append(solution["reward"])
-        states = [State(query, **slots[query], reward=sum(r) / len(r)) for query, r in rewards.items()]
+                found[query] = State(query, problem, partial, round(rate, 2))
+        states = [replace(state, reward=sum(rewards[q]) / len(rewards[q])) for q, state in found.items()]
         if self.args.max_traces is not None and self.args.max_traces < len(states):
             states = random.Random(self.args.seed).sample(states, self.args.max_traces)
         return states
 
-    def ask(self, states: list[State]) -> dict:
+    def ask_oracle(self, states: list[State]) -> dict:
         """
         Ask the oracle about the states that have no answer on the disk, and write the data set.
 
@@ -228,7 +249,7 @@ class TraceCollector(GenACTrainer):
             summary[name] = sum((row.get("usage") or {}).get(name) or 0 for row in answers)
         return summary
 
-    def _report(self, summary: dict) -> None:
+    def _show(self, summary: dict) -> None:
         text = json.dumps(summary, indent=2)
         (self.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
         print(f"{text}\nTraces in {self.folder / 'dataset'}")

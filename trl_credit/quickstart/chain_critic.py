@@ -2,8 +2,8 @@
 A generative critic for the quickstart's task: what it is asked, what it reads with, and the oracle that it learns from.
 
 Asked `0.23|3+4*2-1=3+8-1=|`, with the actor's success rate, the problem and the chain so far, it answers
-`3+8-1=1-1=0|1-1=0|00+<score>8</score>`: the problem worked without a fault, then the chain's last line, whether they
-end in the same digit, and a score.
+`1-1=0|3+8-1=1-1=0|00+<score>8</score>`: the chain's last line worked to its end, then the problem without a fault,
+whether both end in the same digit, and a score.
 """
 
 import random
@@ -25,7 +25,7 @@ _LINE = re.compile(r"\d(?:[-+*]\d)*")
 
 def trace(state: State) -> str:
     """
-    What the oracle writes: it works out the problem and the last line of the chain, and if both end in the same digit,
+    What the oracle writes: it works out the last line of the chain and the problem, and if both end in the same digit,
     the chain is still right.
 
     It knows the task and not the actor, so that its scores are no more than the sign of a value: 4 to 9 for a chain
@@ -35,12 +35,12 @@ def trace(state: State) -> str:
     solution = solve(problem)
     line = (state.partial_solution.rstrip("=") or problem).split("=")[-1]
     if not _LINE.fullmatch(line):
-        return f"{solution}||-<score>0</score>"
+        return f"|{solution}|-<score>0</score>"
     rest = solve(line) or line
-    ends = solution[-1] + rest[-1]
+    ends = rest[-1] + solution[-1]
     sign, lowest, highest = ("+", 4, 9) if ends[0] == ends[1] else ("-", 0, 3)
     score = random.Random(state.query).randint(lowest, highest)
-    return f"{solution}|{rest}|{ends}{sign}<score>{score}</score>"
+    return f"{rest}|{solution}|{ends}{sign}<score>{score}</score>"
 
 
 def segment_lines(token_ids, tokenizer, trainable=None) -> list[int]:
