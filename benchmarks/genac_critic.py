@@ -42,7 +42,8 @@ TASK = ChainTask((4,))
 ANSWER = 40  # tokens of the critic
 COMMON = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "bf16": False, "use_cpu": True}
 COMMON |= {"lr_scheduler_type": "constant", "logging_steps": 10, "gradient_checkpointing": False}
-TOKEN_RATES = (1e-3, 3e-3)
+TOKEN_CRITICS = ("token critic, from the policy, 0.001", "token critic, from the policy, 0.003")
+TOKEN_CRITICS += ("token critic, from stage 1, 0.001",)
 
 
 def correct(completions, problem, **kwargs):
@@ -288,13 +289,12 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--trace_problems", type=int, default=2500)
-    parser.add_argument("--sft_steps", type=int, default=250)
+    parser.add_argument("--trace_problems", type=int, default=3000)
+    parser.add_argument("--sft_steps", type=int, default=300)
     parser.add_argument("--rollouts", type=int, default=30)
     parser.add_argument("--completions", type=int, default=128)
-    parser.add_argument("--critic_learning_rate", type=float, default=1e-3)
+    parser.add_argument("--critic_learning_rate", type=float, default=2e-4)
     parser.add_argument("--probe_problems", type=int, default=120)
-    parser.add_argument("--names", nargs="+")
     parser.add_argument("--output", type=Path, default=Path("docs/results/genac_critic"), help="writes .json and .md")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -329,24 +329,21 @@ def main():
             query = f"{args.mean_reward:.2f}|{rollout.prompt}{partial}|"
             oracle.append(parse_score(trace(State(query, rollout.prompt, partial))))
 
-    names = args.names or [
-        "hint",
-        "no hint",
-        *(f"token critic, {origin}, {rate}" for origin in ("from the policy", "from stage 1") for rate in TOKEN_RATES),
-    ]
+    # What is compared comes first, the ablation of the hint last.
+    plan = [(seed, name) for seed in args.seeds for name in ("hint", *TOKEN_CRITICS)]
+    plan += [(seed, "no hint") for seed in args.seeds]
     file = args.output.with_suffix(".json")
-    asked = {key: value for key, value in vars(args).items() if key not in ("output", "seeds", "names")}
+    asked = {key: value for key, value in vars(args).items() if key not in ("output", "seeds")}
     kept = json.loads(file.read_text()) if file.exists() else {}
     runs = kept["runs"] if kept.get("settings") == asked else []
-    for seed in args.seeds:
-        for name in names:
-            if not any(run["name"] == name and run["seed"] == seed for run in runs):
-                runs.append(measure(args, work, start, probes, seed, name))
-                # After each run, so that an interrupted study goes on from there.
-                body = ",\n".join(json.dumps(run) for run in runs)
-                file.write_text(f'{{"settings": {json.dumps(asked)}, "runs": [\n{body}\n]}}\n')
-            args.output.with_suffix(".md").write_text(report(args, runs, probes, np.array(oracle)), encoding="utf-8")
-            print(seed, name, flush=True)
+    for seed, name in plan:
+        if not any(run["name"] == name and run["seed"] == seed for run in runs):
+            runs.append(measure(args, work, start, probes, seed, name))
+            # After each run, so that an interrupted study goes on from there.
+            body = ",\n".join(json.dumps(run) for run in runs)
+            file.write_text(f'{{"settings": {json.dumps(asked)}, "runs": [\n{body}\n]}}\n')
+        args.output.with_suffix(".md").write_text(report(args, runs, probes, np.array(oracle)), encoding="utf-8")
+        print(seed, name, flush=True)
     print(report(args, runs, probes, np.array(oracle)))
 
 

@@ -4,14 +4,17 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from chat_server import serving
-from launch import BIN
+from launch import BIN, run
 from tiny import tiny_model_dir
+
+from trl_credit.quickstart.tiny_model import TinyModelSettings, make_model, make_tokenizer
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -122,3 +125,35 @@ def test_the_stages_follow_each_other_and_go_on_where_they_were_killed(folder):
     ]
     assert weights[0] != weights[1]
     assert "critic_template" in (folder / "genac/critic/README.md").read_text()
+
+
+@pytest.mark.distributed
+def test_two_processes_sample_and_one_asks(folder):
+    (folder / "my_oracle.py").write_text(
+        "def value(state):\n    open('asked.txt', 'a').write('x')\n    return f'{state.problem}: <score>5</score>'\n"
+    )
+    config = folder / "configs" / "traces.yaml"
+    settings = yaml.safe_load(config.read_text()) | {"oracle": "my_oracle:value", "oracle_request": None}
+    config.write_text(yaml.safe_dump(settings | {"per_device_train_batch_size": 2}))
+    command = [BIN / "trl-credit", "genac-traces", "--config", config, "--num_processes", 2]
+    run([*command, "--accelerate_config", "multi_gpu", "--mixed_precision", "no"], cwd=folder)
+    header, *rollouts = map(json.loads, (folder / "genac-traces/solutions.jsonl").read_text().splitlines())
+    assert header["num_processes"] == 2
+    prompts = [solution["prompt"][0]["content"] for rollout in rollouts for solution in rollout]
+    assert [len(rollout) for rollout in rollouts] == [4] * 4 and len(set(prompts)) == 16
+    summary = json.loads((folder / "genac-traces/summary.json").read_text())
+    assert summary["traces"] == summary["kept"] == 24 == len((folder / "asked.txt").read_text())
+
+
+def test_the_stages_from_python_on_the_quickstarts_model(tmp_path):
+    tiny = TinyModelSettings()
+    actor = make_tokenizer()
+    (tmp_path / "out").mkdir()
+    make_model(actor, tiny).save_pretrained(tiny.folder(tmp_path / "out"))
+    actor.save_pretrained(tiny.folder(tmp_path / "out"))
+    numbers = {"trace_problems": 500, "sft_steps": 4, "pretraining_rollouts": 1, "steps": 1}
+    flags = [part for name, value in numbers.items() for part in (f"--{name}", value)]
+    output = run([sys.executable, EXAMPLES / "genac_chains.py", "--output_dir", "out", *flags], cwd=tmp_path)
+    assert "Held-out problems solved, before: " in output
+    for model in ("sft", "pretraining/critic", "joint", "joint/critic"):
+        assert (tmp_path / "out" / model / "model.safetensors").exists()

@@ -13,7 +13,7 @@ from trl_credit.oracle_traces import GenACTracesConfig, TraceCollector, write_da
 from trl_credit.oracle_traces.dataset import reason_to_drop
 from trl_credit.oracle_traces.journal import Journal, read_rows
 from trl_credit.oracle_traces.oracle import State, Unavailable
-from trl_credit.scripts.genac_sft import GenACSFTConfig
+from trl_credit.scripts.genac_sft import CriticSFTTrainer, GenACSFTConfig
 from trl_credit.scripts.genac_traces import filter_file
 
 
@@ -303,3 +303,29 @@ def test_an_oracle_that_is_given_twice_or_is_a_file_is_refused(model_dir, tmp_pa
 def test_settings_that_would_cut_traces_or_learn_the_problems_are_refused(settings, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         GenACSFTConfig(str(tmp_path), bf16=False, use_cpu=True, **settings)
+
+
+def test_the_loss_is_that_of_the_trace_and_its_end(model_dir, tmp_path):
+    rows = [
+        {"query": "a long question?", "trace": "hm\n<score>7</score>"},
+        {"query": "q", "trace": "<score>10</score>"},
+    ]
+    write_dataset(rows, tmp_path, tiny_tokenizer(), 1, 100)
+    trainer = CriticSFTTrainer(
+        str(model_dir),
+        GenACSFTConfig(str(tmp_path), per_device_train_batch_size=2, bf16=False, use_cpu=True, report_to=[]),
+        train_dataset=Dataset.from_list(list(read_rows(tmp_path / "train.jsonl"))),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    learned = {trainer.processing_class.decode(row[row != -100]) for row in batch["labels"]}
+    assert learned == {"hm\n<score>7</score><|im_end|>\n", "<score>10</score><|im_end|>\n"}
+    read = {
+        trainer.processing_class.decode(row[row != trainer.processing_class.pad_token_id]) for row in batch["input_ids"]
+    }
+    assert any("a long question?" in text for text in read)
+
+
+def test_data_without_completions_are_refused(model_dir, tmp_path):
+    args = GenACSFTConfig(str(tmp_path), bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match=r"must have the columns `prompt` and `completion`.*got \['text'\]"):
+        CriticSFTTrainer(str(model_dir), args, train_dataset=Dataset.from_dict({"text": ["a"]}))

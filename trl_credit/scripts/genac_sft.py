@@ -32,6 +32,19 @@ class GenACSFTConfig(SFTConfig):
                 )
 
 
+class CriticSFTTrainer(SFTTrainer):
+    """[`~trl.SFTTrainer`] that takes nothing but prompts and completions, of which it learns the completions."""
+
+    def __init__(self, model, args=None, data_collator=None, train_dataset=None, **kwargs):
+        columns = getattr(train_dataset, "column_names", None) or []
+        if not {"prompt", "completion"} <= set(columns):
+            raise ValueError(
+                f"The data must have the columns `prompt` and `completion`, as `trl-credit genac-traces` writes them; "
+                f"got {columns}."
+            )
+        super().__init__(model, args, data_collator, train_dataset, **kwargs)
+
+
 def make_parser(prog: str | None = None):
     """The parser of `trl sft` with what traces need for defaults."""
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
@@ -41,4 +54,4 @@ def make_parser(prog: str | None = None):
 
 
 if __name__ == "__main__":
-    run_sft_script(SFTTrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    run_sft_script(CriticSFTTrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))
