@@ -270,8 +270,8 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
     rates = [run[key] for run in runs for key in ("stage 1 parse rate", "stage 2 parse rate") if key in run]
     text = (
         f"Measured by `python benchmarks/genac_critic.py` with torch {torch.__version__}, one CPU thread, "
-        f"{seconds / 60:.0f} minutes: the quickstart's model, which solves {args.mean_reward:.0%} of problems with four "
-        f"digits, frozen; {len(truth)} states of {len(probes.rollouts)} held-out problems with {returns.shape[1]} "
+        f"{seconds / 60:.0f} minutes: the quickstart's model, which solves {args.mean_reward:.0%} of problems with "
+        f"four digits, frozen; {len(truth)} states of {len(probes.rollouts)} held-out problems with {returns.shape[1]} "
         f"continuations each, which alone are worth an error of {noise:.4f}. Stage 1 is {args.sft_steps} steps of 64 "
         f"traces, drawn from those about {args.trace_problems:,} solutions; stage 2 and the token critics see the same "
         f"{args.rollouts} rollouts of {args.completions} completions, with an update for each. Of a generative critic "

@@ -38,7 +38,7 @@ CRITIC = {
 }
 STAGES = {
     "traces": {**CRITIC, "oracle_request": {"max_tokens": 24}},
-    "sft": {"learning_rate": 1e-2, "max_steps": 40, "save_steps": 20},
+    "sft": {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "max_steps": 150, "save_steps": 150},
     "pretrain": {
         **CRITIC,
         "critic_pretraining_steps": 3,
@@ -105,25 +105,23 @@ def log(folder: Path) -> list[dict]:
 def test_the_stages_follow_each_other_and_go_on_where_they_were_killed(folder):
     with serving(lambda query: f"<score>{len(query) % 10}</score>") as server:
         arguments = ["--oracle", server.url, "--oracle_model", "oracle"]
-        Script(folder, *arguments).kill_when(folder / "genac-sft/checkpoint-20/trainer_state.json")
-        asked = dict(server.asked)
-        assert len(asked) == 24 and set(asked.values()) == {1}
         Script(folder, *arguments).kill_when(folder / "genac-pretrain/checkpoint-0/trainer_state.json")
+        assert len(server.asked) == 24 and set(server.asked.values()) == {1}
+        traces = (folder / "genac-traces/answers.jsonl").read_bytes()
+        sft = (folder / "genac-sft/model.safetensors").read_bytes()
         Script(folder, *arguments).finish()
-        assert dict(server.asked) == asked  # nothing was asked again, and nothing else
+        assert sum(server.asked.values()) == 24  # nothing was asked again
+    # What was done is left alone.
+    assert (folder / "genac-traces/answers.jsonl").read_bytes() == traces
+    assert (folder / "genac-sft/model.safetensors").read_bytes() == sft
+    assert (folder / "genac-pretrain/critic/model.safetensors").read_bytes() != sft
 
-    losses = [entry["loss"] for entry in log(folder / "genac-sft/checkpoint-40") if "loss" in entry]
-    assert len(losses) == 40 and losses[-1] < 0.5 * losses[0]
+    losses = [entry["loss"] for entry in log(folder / "genac-sft/checkpoint-150") if "loss" in entry]
+    assert len(losses) == 150 and losses[-1] < 0.5 * losses[0]
     steps = [entry for entry in log(folder / "genac/checkpoint-2") if "critic/mse" in entry]
     assert len(steps) == 2
     # It has learned the form of the answer from the traces, and kept it through the other stages.
-    assert all(step["critic/parse_rate"] > 0.5 for step in steps)
-    assert (folder / "genac/critic/model.safetensors").exists()
-    weights = [
-        (folder / name).read_bytes()
-        for name in ("genac-sft/model.safetensors", "genac-pretrain/critic/model.safetensors")
-    ]
-    assert weights[0] != weights[1]
+    assert all(step["critic/parse_rate"] > 0.5 for step in steps), [step["critic/parse_rate"] for step in steps]
     assert "critic_template" in (folder / "genac/critic/README.md").read_text()
 
 
