@@ -895,15 +895,28 @@ def run_grpo_script(trainer_class: type[GRPOTrainer], *args) -> None:
         args:
             The script's arguments as its parser returns them.
     """
-    import trl
     from trl.scripts.grpo import main
 
-    # `main` imports `GRPOTrainer` from `trl` when it is called. If it got it in any other way, it would train plain
-    # GRPO without a word.
-    if "GRPOTrainer" not in main.__code__.co_varnames:
-        raise ImportError("`trl.scripts.grpo.main` no longer imports `GRPOTrainer` when it is called.")
-    trl.GRPOTrainer = trainer_class  # type: ignore[misc]
+    _run_script(main, "GRPOTrainer", trainer_class, *args)
+
+
+def run_sft_script(trainer_class: type, *args) -> None:
+    """The same with the script of `trl sft` and a subclass of [`~trl.SFTTrainer`]."""
+    from trl.scripts.sft import main
+
+    _run_script(main, "SFTTrainer", trainer_class, *args)
+
+
+def _run_script(main, name: str, trainer_class: type, *args) -> None:
+    import trl
+
+    # `main` imports the trainer from `trl` when it is called. If it got it in any other way, it would train TRL's own
+    # without a word.
+    if name not in main.__code__.co_varnames:
+        raise ImportError(f"`{main.__module__}.main` no longer imports `{name}` when it is called.")
+    original = getattr(trl, name)
+    setattr(trl, name, trainer_class)
     try:
         main(*args)
     finally:
-        trl.GRPOTrainer = GRPOTrainer  # type: ignore[misc]
+        setattr(trl, name, original)

@@ -12,6 +12,9 @@ _TRAINING = {
     "vapo": "Train with VAPO, VC-PPO or PPO: token-level credit from a critic",
     "sppo": "Train with SPPO: one completion a prompt, and a critic that reads the prompt alone",
     "genac": "Train with GenAC: segment-level credit from a critic that reasons in words",
+    "genac-traces": "Stage 1 of GenAC: sample partial solutions, and ask an oracle to reason about their value",
+    "genac-sft": "Stage 1 of GenAC: fit the critic to the oracle's traces",
+    "genac-pretrain": "Stage 2 of GenAC: train the critic by REINFORCE on rollouts of a policy that does not move",
     "pretrain-critic": "Fit a critic to a policy that does not move, to be used by later runs",
 }
 # All others: the module whose `main(argv)` they are.
