@@ -28,8 +28,8 @@ from trl_credit.credit_log import CreditLog
 
 ARMS = {
     "without": {},
-    "`log_credit_steps=50`, the default": {"log_credit": True},
-    "`log_credit_steps=1`": {"log_credit": True, "log_credit_steps": 1},
+    "`log_credit_steps=50`, between two tables": {"log_credit": True},
+    "`log_credit_steps=1`, a table every step": {"log_credit": True, "log_credit_steps": 1},
 }
 
 
@@ -162,7 +162,7 @@ def main():
         shares = sorted(100 * run["log"] / run["cpu"] for run in runs)
         share = f"**{statistics.median(shares):.2f} %** [{shares[0]:.2f}, {shares[-1]:.2f}]" if arm != "without" else ""
         lines.append(f"| {' | '.join(cells)} | {share} |")
-    size = statistics.median(run["size"] for run in results["`log_credit_steps=1`"])
+    size = statistics.median(run["size"] for run in results["`log_credit_steps=1`, a table every step"])
     lines += ["", f"A table of {args.batch} completions of {args.length} tokens has {size:.0f} KiB."]
     print("\n".join(lines))
     if args.output:
