@@ -192,12 +192,15 @@ def main():
     critics = ", ".join(f"{of_arm[0]['critic'] / 1e6:.2f} M" for of_arm in runs.values() if of_arm[0]["critic"])
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
     command = shlex.join(["python", "benchmarks/sppo_cost.py", *sys.argv[1:]])
+    prompt = len(PROMPT.format(0))
     page = f"""Measured by `{command}` on {device}, {torch.get_num_threads()} thread, torch {torch.__version__}:
-a policy of {policy / 1e6:.2f} M parameters, critics of {critics};
-{args.prompts} prompts of {len(PROMPT.format(0))} tokens a step, completions of {args.length}; {args.steps} steps in
-each of {args.rounds} rounds. Median of the rounds [least, most].
+a policy of {policy / 1e6:.2f} M parameters, critics of {critics}; {args.prompts} prompts of {prompt} tokens a step and
+completions of {args.length}; {args.steps} steps in each of {args.rounds} rounds. Median of the rounds [least, most].
 
-{table(runs)}"""
+{table(runs)}
+By operations alone a critic of the policy's size, with prompts of p tokens and completions of T, takes p / (2p + T) of
+a step: here {prompt / (2 * prompt + args.length):.0%}, less in time because generation takes more than its operations.
+"""
     print(page)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
