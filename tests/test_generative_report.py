@@ -50,8 +50,8 @@ def test_a_state_without_a_score_gets_the_mean_of_the_others_and_all_of_them_the
     one = rollout("a\nb", [0, 2])
     critic = Scripted(["none", "<score>6</score>"])
     assert critic.values([one])[0].tolist() == [0.6] * 4 and critic.parse_rate == 0.5
-    critic = Scripted(["none", "none"])
-    assert critic.values([one, rollout("c", [], reward=0.0)])[0].tolist() == [0.5] * 4, "the mean reward"
+    critic = Scripted(["none"] * 3)
+    assert critic.values([one, rollout("c", [0], reward=0.0)])[0].tolist() == [0.5] * 4, "the mean reward"
     assert critic.parse_rate == 0
 
 

@@ -283,8 +283,9 @@ class GenerativeCritic:
         scores = np.array([np.nan if score is None else score for score in map(parse_score, texts)], dtype=float)
         parsed = ~np.isnan(scores)
         self.parse_rate = float(parsed.mean())
-        scores = iter(np.where(parsed, scores, scores[parsed].mean() if parsed.any() else rate))
-        return [_held([next(scores) for _ in rollout.cuts], rollout) for rollout in rollouts]
+        values = np.where(parsed, scores, scores[parsed].mean() if parsed.any() else rate)
+        ends = np.cumsum([len(rollout.cuts) for rollout in rollouts])
+        return [_held(part, rollout) for part, rollout in zip(np.split(values, ends[:-1]), rollouts, strict=True)]
 
     def _prompts(self, rollout: Rollout, rate: float) -> list[list[int]]:
         ends = sorted({*rollout.cuts, len(rollout.completion_ids)} - {0})
@@ -308,10 +309,10 @@ class GenerativeCritic:
         )
 
 
-def _held(values: list[float], rollout: Rollout) -> np.ndarray:
+def _held(values: np.ndarray, rollout: Rollout) -> np.ndarray:
     """Each value up to the next cut."""
     states = np.arange(len(rollout.completion_ids) + 1)
-    return np.array(values)[np.clip(np.searchsorted(rollout.cuts, states, side="right") - 1, 0, None)]
+    return values[np.clip(np.searchsorted(rollout.cuts, states, side="right") - 1, 0, None)]
 
 
 def refuse_causal_lm(path: str) -> None:
