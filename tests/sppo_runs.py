@@ -98,11 +98,8 @@ class Watched(SPPOTrainer):
 def make_trainer(
     model_dir, folder, reward=share_of_even, rollout=rollout_of, prompts=PROMPTS, trainer=Watched, **settings
 ):
-    arguments = ("critic", "critic_processing_class", "critic_peft_config", "peft_config", "eval_dataset", "tools")
-    arguments = {name: settings.pop(name, None) for name in arguments}
-    # `critic_peft_config` is in the config too; a dict is for that one.
-    if isinstance(arguments["critic_peft_config"], dict):
-        settings["critic_peft_config"] = arguments.pop("critic_peft_config")
+    arguments = ("critic", "critic_processing_class", "processing_class", "peft_config", "eval_dataset")
+    arguments = {name: settings.pop(name, None) for name in (*arguments, "environment_factory")}
     return trainer(
         model=str(model_dir),
         reward_funcs=reward,

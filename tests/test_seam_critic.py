@@ -112,6 +112,8 @@ def missing(seen) -> list[str]:
     need("extra" in getattr(trainer, "_logs", {}), "_logs: extra")
     need(all(call[2].get("completion_ids") for call in of("reward")), "reward functions: completion_ids")
     need(trainer.log_completions is False, "log_completions")
+    need(getattr(trainer.args, "chat_template_kwargs", 0) is None, "chat_template_kwargs")
+    need(getattr(trainer, "environment_factories", 0) is None and trainer.tools == [], "environment_factories, tools")
     need(len(next(iter(trainer.get_train_dataloader()))) == 2 * 4, "get_train_dataloader")
     need(
         hasattr(trainer, "_tokenizer") and trainer.num_generations_eval == trainer.num_iterations + 1 == 2, "attributes"

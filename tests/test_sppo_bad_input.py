@@ -1,6 +1,7 @@
 """What SPPO refuses: the table of its page in the docs, and what a config alone cannot know."""
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,38 @@ def test_a_critic_that_is_given_twice_is_refused(model_dir, tmp_path):
     folder = critic_dir(tmp_path / "critic")
     with pytest.raises(ValueError, match="The critic is given twice"):
         make_trainer(model_dir, tmp_path, critic=folder, critic_model_name_or_path=str(folder))
+
+
+class Counter:
+    """An environment."""
+
+    def reset(self, **kwargs):
+        return " Begin at 0."
+
+    def add(self, n: int) -> str:
+        """
+        Adds.
+
+        Args:
+            n: How much.
+
+        Returns:
+            The sum.
+        """
+        return str(n)
+
+
+def test_an_environment_is_refused_for_a_critic_that_cannot_see_what_it_writes(tmp_path):
+    template = (files("trl") / "chat_templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
+    model_dir = tiny_model_dir(tmp_path, chat_template=template, max_position_embeddings=2048)
+    settings = {"rollout": None, "prompts": CONVERSATIONS, "environment_factory": Counter}
+    with pytest.raises(ValueError, match="`environment_factory` adds to the prompts what a critic .* does not see"):
+        make_trainer(model_dir, tmp_path, critic=critic_dir(tmp_path / "critic"), **settings)
+    trainer = make_trainer(model_dir, tmp_path, **settings)
+    trainer.train()
+    rollout = trainer.rollouts_seen[0]
+    read = rollout["critic_prompts"][0].clamp(min=0)
+    assert "Begin at 0.<|im_end|>" in trainer.processing_class.decode(read), "what the environment has added"
 
 
 def test_images_are_refused_by_name(model_dir, tmp_path):

@@ -12,6 +12,7 @@ from sppo_runs import (
     critic_tokenizer,
     make_critic,
     make_trainer,
+    rollout_of,
     share_of_even,
 )
 from tiny import tiny_model, tiny_model_dir
@@ -156,6 +157,22 @@ def test_without_a_critic_of_its_own_the_policys_tokens_are_read_as_the_policy_r
     rollout = trainer.rollouts_seen[0]
     assert torch.equal(rollout["critic_prompts"] != PAD, rollout["prompt_mask"].bool())
     assert torch.equal(rollout["critic_prompts"].clamp(min=0), rollout["prompt_ids"] * rollout["prompt_mask"])
+
+
+def test_one_tokenizer_for_both_is_the_policys(model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    trainer = make_trainer(
+        model_dir,
+        tmp_path,
+        critic=model_dir,
+        processing_class=tokenizer,
+        critic_processing_class=tokenizer,
+        rollout=lambda prompts, trainer: rollout_of([f"{prompt}!" for prompt in prompts], trainer),
+    )
+    trainer.train()
+    rollout = trainer.rollouts_seen[0]
+    last = rollout["critic_prompts"][:, -1]
+    assert tokenizer.decode(last) == "!" * len(last), "as the policy has read it, with what the rollout added"
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "llama"])

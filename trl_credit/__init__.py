@@ -16,6 +16,7 @@ _LAZY = {
     "GenACTrainer": "trl_credit.trainers.genac.genac_trainer",
     "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
     "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
+    "CriticProbeCallback": "trl_credit.diagnostics",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
@@ -23,6 +24,7 @@ _LAZY = {
     "brier_score": "trl_credit.credit.calibration",
     "calibration_sums": "trl_credit.credit.calibration",
     "eligibility_trace": "trl_credit.credit.traces",
+    "evaluate_critic": "trl_credit.diagnostics",
     "expected_calibration_error": "trl_credit.credit.calibration",
     "gae": "trl_credit.credit.gae",
     "length_adaptive_lambda": "trl_credit.credit.gae",
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from .credit.traces import trace_weights as trace_weights
     from .credit.value_loss import binary_cross_entropy as binary_cross_entropy
     from .critic_engine import CriticEngine as CriticEngine
+    from .diagnostics import CriticProbeCallback as CriticProbeCallback
+    from .diagnostics import evaluate_critic as evaluate_critic
     from .trainers.genac.genac_config import GenACConfig as GenACConfig
     from .trainers.genac.genac_trainer import GenACTrainer as GenACTrainer
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig

@@ -57,6 +57,8 @@ from trl.trainer.utils import (  # noqa: E402
     split_tensor_dict,
 )
 
+from .credit_log import CreditLog, CreditLogConfig  # noqa: E402
+
 
 logger = get_logger(__name__)
 
@@ -134,6 +136,9 @@ class CreditTrainer(GRPOTrainer):
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
         self._resume_from: str | None = None
+        self._credit_log: CreditLog | None = None
+        if isinstance(args, CreditLogConfig) and args.log_credit:
+            self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
         self.add_callback(_BeginTraining(self))
 
     # --- Hooks
@@ -217,6 +222,20 @@ class CreditTrainer(GRPOTrainer):
         if self.log_completions:
             extra: Any = self._logs["extra"]
             extra[name].extend(gather_object(values))
+
+    def add_credit(self, name: str, values) -> None:
+        """
+        Add a column to the credit log; nothing happens without one. Call it in `assign_credit` or in `shape_loss`.
+
+        Args:
+            name (`str`):
+                Its name, e.g. `value` or `weight`.
+            values (`torch.Tensor` or `list`):
+                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or, in `assign_credit`, a list of
+                anything that parquet can hold, one per completion.
+        """
+        if self._credit_log is not None and self._mode == "train":
+            self._credit_log.add(name, values, None if self._loss is None else self._loss.inputs)
 
     def token_mean_over_step(self, micro_batches: list[dict], mode: str) -> None:
         """
@@ -421,7 +440,13 @@ class CreditTrainer(GRPOTrainer):
         rewards = (self._scores * self.reward_weights.to(self._scores.device)).nansum(dim=1)
         rewards[self._scores.isnan().all(dim=1)] = torch.nan
         start = self.accelerator.process_index * len(inputs)
-        rollout = self.assign_credit(rollout, rewards[start : start + len(inputs)])
+        own = slice(start, start + len(inputs))
+        if self._credit_log is not None and self._mode == "train":
+            scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
+            losses = self._rollout_parts * self.num_iterations
+            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+        rollout = self.assign_credit(rollout, rewards[own])
+        self.add_credit("advantage", rollout["advantages"])
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
         advantages = rollout["advantages"]
@@ -457,6 +482,13 @@ class CreditTrainer(GRPOTrainer):
             extra = self.extra_loss(self._loss.terms, self._loss.inputs, self._mode)
             if extra is not None:
                 loss = loss + extra
+            logps, entropies, _ = self._loss.outputs
+            for name, values in (
+                ("logp", logps),
+                ("entropy", entropies),
+                ("ratio", self._loss.terms.log_ratio.detach().exp()),
+            ):
+                self.add_credit(name, values)
         finally:
             self.beta = self._loss.beta
             self._loss = None
@@ -505,6 +537,8 @@ class CreditTrainer(GRPOTrainer):
         if self.accelerator.sync_gradients:
             step, self._step_inputs = self._step_inputs, []
             self.finish_step(step)
+        if self._credit_log is not None:
+            self._credit_log.after_loss()
         return loss
 
     def _get_train_sampler(self, *args, **kwargs):
@@ -545,7 +579,7 @@ class CreditTrainer(GRPOTrainer):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, GRPOConfig)
+            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, CreditLogConfig)
 
     # --- Inside the wrapped methods
 
@@ -692,7 +726,13 @@ class _BeginTraining(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         checkpoint, self.trainer._resume_from = self.trainer._resume_from, None
         self.trainer._step_inputs = []
+        if self.trainer._credit_log is not None:
+            self.trainer._credit_log.begin_training(resumed=checkpoint is not None)
         self.trainer.begin_training(checkpoint)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer._credit_log is not None:
+            self.trainer._credit_log.write()
 
 
 class _ResumableSampler(Sampler):
@@ -855,15 +895,28 @@ def run_grpo_script(trainer_class: type[GRPOTrainer], *args) -> None:
         args:
             The script's arguments as its parser returns them.
     """
-    import trl
     from trl.scripts.grpo import main
 
-    # `main` imports `GRPOTrainer` from `trl` when it is called. If it got it in any other way, it would train plain
-    # GRPO without a word.
-    if "GRPOTrainer" not in main.__code__.co_varnames:
-        raise ImportError("`trl.scripts.grpo.main` no longer imports `GRPOTrainer` when it is called.")
-    trl.GRPOTrainer = trainer_class  # type: ignore[misc]
+    _run_script(main, "GRPOTrainer", trainer_class, *args)
+
+
+def run_sft_script(trainer_class: type, *args) -> None:
+    """The same with the script of `trl sft` and a subclass of [`~trl.SFTTrainer`]."""
+    from trl.scripts.sft import main
+
+    _run_script(main, "SFTTrainer", trainer_class, *args)
+
+
+def _run_script(main, name: str, trainer_class: type, *args) -> None:
+    import trl
+
+    # `main` imports the trainer from `trl` when it is called. If it got it in any other way, it would train TRL's own
+    # without a word.
+    if name not in main.__code__.co_varnames:
+        raise ImportError(f"`{main.__module__}.main` no longer imports `{name}` when it is called.")
+    original = getattr(trl, name)
+    setattr(trl, name, trainer_class)
     try:
         main(*args)
     finally:
-        trl.GRPOTrainer = GRPOTrainer  # type: ignore[misc]
+        setattr(trl, name, original)

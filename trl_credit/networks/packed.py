@@ -187,7 +187,7 @@ def answer_log_probs(network: Any, rows: Sequence[Row], temperature: float = 1.0
         width += -width % (FLEX_BLOCK if flex else 8)
     # On the left, so that the answers of all rows end together.
     padded = [[(0, -1, 0, 0)] * (width - len(layout)) + layout for layout in layouts]
-    ids, branch, position, cut = torch.tensor(padded, device=device).unbind(-1)
+    ids, branch, position, cut = torch.tensor(padded, device=device).permute(2, 0, 1).contiguous()
     if not branched:
         mask = (branch >= 0).long()
     elif flex:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
-from trl.data_utils import is_conversational
+from trl import is_conversational
 
 from .token_critic import read_values
 

@@ -31,7 +31,7 @@ class SPPOTrainer(CriticTrainer):
             critic, or a model, of any size and architecture. Default: the policy's checkpoint, with a fresh head.
         critic_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The critic's tokenizer, with its chat template. Default: that of the critic's checkpoint, or the policy's if
-            the critic is not given by path.
+            the critic is not given by path. With the policy's the critic reads exactly what the policy has read.
         critic_peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head of the critic instead of all its weights.
 
@@ -74,12 +74,14 @@ class SPPOTrainer(CriticTrainer):
             source is None or isinstance(source, nn.Module) or self.args.critic_share_base
         ):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        if critic_processing_class is self.processing_class:
+            critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
         if critic_processing_class is not None and self.environment_factories is not None:
             raise ValueError(
-                "`environment_factory` writes the prompts for the policy's tokenizer, and a critic with a tokenizer of "
-                "its own does not see them. Take a critic of the policy's family and pass its `processing_class` as "
-                "a model in memory, or leave `critic` out."
+                "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
+                "Leave `critic` out; or, if the critic knows the policy's tokens, pass one tokenizer as both "
+                "`processing_class` and `critic_processing_class`."
             )
         # Sums over the predictions since the last log, see `fit_sums` and `calibration_sums`.
         self._fit: dict[str, torch.Tensor] = {}
@@ -164,7 +166,7 @@ class SPPOTrainer(CriticTrainer):
             prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
         else:
             texts = [row["prompt"] for row in self.rollout_rows]
-            template_kwargs: Any = self.chat_template_kwargs
+            template_kwargs: Any = self.args.chat_template_kwargs
             ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, template_kwargs)
             prompts = pad_prompts(ids).to(self.accelerator.device)
         config = self.critic.config.get_text_config()
@@ -210,6 +212,7 @@ class SPPOTrainer(CriticTrainer):
         values = self.values(prompts)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
         self._report(values, rewards, counted, is_cut)
+        self.add_credit("value", values)
         self.add_column("value", values.tolist())
         return {
             **rollout,
