@@ -6,9 +6,9 @@
 #     export OPENAI_API_KEY=...
 #     bash examples/genac.sh --oracle https://api.openai.com/v1 --oracle_model gpt-5
 #
-# Arguments are those of the first stage. Each stage goes on where it was interrupted: start the script again. Settings
-# are in examples/configs/genac, one file for each. Any server that speaks OpenAI's protocol does, and so does a function
-# of yours: `--oracle my_module:my_oracle`.
+# Arguments are those of the first stage: any server that speaks OpenAI's protocol does, and so does a function of yours,
+# `--oracle my_module:my_oracle`. Settings are in examples/configs/genac, one file for each stage. Started again after an
+# interruption, the script goes on where it was.
 set -euo pipefail
 CONFIGS=${CONFIGS:-$(dirname "${BASH_SOURCE[0]}")/configs/genac}
 

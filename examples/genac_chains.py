@@ -1,5 +1,5 @@
 """
-GenAC's three stages from Python, on the quickstart's tiny model: about 15 minutes on a CPU core.
+GenAC's three stages from Python, on the quickstart's tiny model: minutes on a CPU core.
 
     python examples/genac_chains.py
     python examples/genac_chains.py --pretraining_rollouts 60 --steps 100    # longer stages
@@ -108,7 +108,7 @@ if __name__ == "__main__":
             num_generations=1,
             per_device_train_batch_size=128,
             critic_pretraining_steps=args.pretraining_rollouts,
-            critic_learning_rate=3e-4,
+            critic_learning_rate=2e-4,
             critic_baseline="leave_one_out",
             **common,
         ),
@@ -128,7 +128,7 @@ if __name__ == "__main__":
             per_device_train_batch_size=128,
             max_steps=args.steps,
             learning_rate=3e-4,
-            critic_learning_rate=3e-4,
+            critic_learning_rate=2e-4,
             critic_baseline="leave_one_out",
             **common,
         ),

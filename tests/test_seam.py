@@ -551,13 +551,14 @@ def launcher():
 
 @check
 def script_gets_its_trainer_from_trl_when_it_runs():
-    main = getattr(importlib.import_module("trl.scripts.grpo"), "main", None)
-    assert isinstance(main, FunctionType), "`trl.scripts.grpo` has no `main` any more"
-    assert "GRPOTrainer" in main.__code__.co_varnames, "`main` does not import `GRPOTrainer` when it is called"
-    parameters = list(inspect.signature(main).parameters)
-    assert parameters == ["script_args", "training_args", "model_args", "dataset_args"], (
-        f"`main` takes {parameters}, not what its parser returns"
-    )
+    for script, trainer in (("trl.scripts.grpo", "GRPOTrainer"), ("trl.scripts.sft", "SFTTrainer")):
+        main = getattr(importlib.import_module(script), "main", None)
+        assert isinstance(main, FunctionType), f"`{script}` has no `main` any more"
+        assert trainer in main.__code__.co_varnames, f"`main` does not import `{trainer}` when it is called"
+        parameters = list(inspect.signature(main).parameters)
+        assert parameters == ["script_args", "training_args", "model_args", "dataset_args"], (
+            f"`main` takes {parameters}, not what its parser returns"
+        )
     env = importlib.import_module("trl.scripts.env")
     assert hasattr(env, "print_env"), "`trl.scripts.env` has no `print_env` any more"
 
@@ -577,6 +578,7 @@ MODULES = (
     "trl.scripts.utils",
     "trl.scripts.env",
     "trl.scripts.grpo",
+    "trl.scripts.sft",
     "trl.cli.accelerate_config",
     "trl.cli.accelerate_launcher",
     "trl.cli.commands.training",
@@ -673,6 +675,7 @@ MOVES: list[tuple[str, ...]] = [
         f"        # Compute the loss\n →         self.{FORWARD}(model, input_ids, attention_mask, logits_to_keep)\n",
     ),
     ("GRPOTrainer", "    from trl import GRPOTrainer, →     global GRPOTrainer\n    from trl import GRPOTrainer,"),
+    ("SFTTrainer", "    from trl import SFTTrainer, →     global SFTTrainer\n    from trl import SFTTrainer,"),
     # Shapes
     (FORWARD, "return logps, entropies, aux_loss → return logps, entropies"),
     (FORWARD, "logps = torch.cat(all_logps, dim=0) → logps = torch.cat(all_logps, dim=0)[:, 1:]"),
