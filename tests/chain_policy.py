@@ -1,6 +1,6 @@
 """
-A policy whose values can be computed: a real language model without attention or MLP, a Markov chain over eight symbols,
-and a reward of 1 if no `x` is among the tokens it writes.
+A policy whose values can be computed: a real language model without attention or MLP, a Markov chain over eight
+symbols, and a reward of 1 if no `x` is among the tokens it writes.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Small runs of GenAC for the tests, with a critic that has learned, in seconds, to answer with a score."""
 
 import random
+from functools import cache
 
 import torch
 from datasets import Dataset
@@ -21,16 +22,23 @@ GENAC = {
 }
 
 
-def fit_critic(folder, unparsed: float = 0.15, steps: int = 150, **config):
-    """
-    Saves a tiny critic with its tokenizer: it answers with a score, often one that the problem decides, and with the
-    probability `unparsed` with something that is none.
-    """
+def fit_critic(folder, unparsed: float = 0.15, context: int = 512, hidden: int = 32):
+    """Saves a tiny critic with its tokenizer. With the probability `unparsed` its answer holds no score."""
+    model = fitted_critic(unparsed, hidden)
+    model.config.max_position_embeddings = context
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@cache
+def fitted_critic(unparsed: float, hidden: int):
+    """A model that has learned to answer with a score, whatever it is asked."""
     tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer=tokenizer, hidden=32, seed=1, initializer_range=0.1, **config).train()
+    model = tiny_model(tokenizer=tokenizer, hidden=hidden, seed=1, initializer_range=0.1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     rng = random.Random(0)
-    for _ in range(steps):
+    for _ in range(150):
         texts, starts = [], []
         for _ in range(16):
             seen = "".join(chr(rng.randrange(64, 96)) for _ in range(rng.randint(1, 12)))
@@ -54,9 +62,7 @@ def fit_critic(folder, unparsed: float = 0.15, steps: int = 150, **config):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return model.eval()
 
 
 def share_of_even(completion_ids, **kwargs):

@@ -41,6 +41,11 @@ def test_a_partial_solution_can_be_shown_only_once():
         check_template(TEMPLATE + "{partial_solution}")
 
 
+def test_something_follows_the_partial_solution():
+    with pytest.raises(ValueError, match="say something after"):
+        check_template(TEMPLATE.split("{partial_solution}")[0] + "{partial_solution}")
+
+
 def test_what_fills_a_slot_is_not_searched_for_slots_and_other_braces_stay():
     text = render(r"\frac{1}{2} {x} {problem} {actor}", problem="{actor} {problem} \\1", actor="B")
     assert text == r"\frac{1}{2} {x} {actor} {problem} \1 B"

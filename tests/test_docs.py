@@ -13,11 +13,11 @@ import pytest
 from datasets import Dataset
 from peft import PeftModel
 from tiny import tiny_model_dir
-from trl import GRPOConfig
 
 import trl_credit
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.cli import main
+from trl_credit.credit_log import CreditLogConfig
 from trl_credit.quickstart.program import make_parser as quickstart_parser
 from trl_credit.scripts.grpo_lambda import make_parser
 
@@ -25,7 +25,7 @@ from trl_credit.scripts.grpo_lambda import make_parser
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TRAINER_PAGE = (ROOT / "docs/trainers/grpo_lambda.md").read_text(encoding="utf-8")
-OWN_FIELDS = [f for f in fields(GRPOLambdaConfig) if f.name not in {f.name for f in fields(GRPOConfig)}]
+OWN_FIELDS = [f for f in fields(GRPOLambdaConfig) if f.name not in {f.name for f in fields(CreditLogConfig)}]
 
 
 def section(page: str, heading: str) -> str:

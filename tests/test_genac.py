@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from genac_oracle import Oracle, Sample
 from genac_runs import fit_critic, make_trainer, share_of_even
-from tiny import tiny_model_dir
+from tiny import tiny_model, tiny_model_dir
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,42 @@ def test_steps_are_the_papers(name, model_dir, critic_dir, tmp_path):
     for ours, theirs in ((trainer.model, oracle.policy), (trainer.critic, oracle.critic)):
         for (parameter_name, parameter), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=1e-5, msg=parameter_name)
+
+
+def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(model_dir, critic_dir, tmp_path):
+    """With a learning rate of 0 it never does: the third evaluation is the second that is not below the first."""
+    trainer = make_trainer(
+        model_dir,
+        tmp_path,
+        critic=critic_dir,
+        rollout=None,
+        critic_template="{problem}: {partial_solution} =",
+        hint_momentum=None,
+        critic_learning_rate=0.0,
+        critic_pretraining_steps=20,
+        critic_pretraining_patience=2,
+        critic_validation_steps=3,
+        eval_dataset=Dataset.from_dict({"prompt": ["ab", "q", "x y", "fgh"]}),
+        per_device_eval_batch_size=2,
+    )
+    policy = {name: p.clone() for name, p in trainer.model.state_dict().items()}
+    assert trainer.pretrain_critic() == {"pretraining_steps": 7, "pretraining_rollouts": 7, "pretraining_done": 1}
+    assert all(torch.equal(p, policy[name]) for name, p in trainer.model.state_dict().items())
+    evaluations = [entry for entry in trainer.state.log_history if "eval_critic/mse" in entry]
+    errors = [entry["eval_critic/mse"] for entry in evaluations]
+    assert len(errors) == 3 and errors[0] == min(errors)
+    # The same completions and answers each time. (What stands in for a value that is missing has moved.)
+    parsed = {entry["eval_critic/mse_of_parsed"] for entry in evaluations}
+    assert len(parsed) == 1 and 0 < parsed.pop() < 1
+    evaluated = [rollout for rollout in trainer.rollouts_seen if len(rollout["completion_ids"]) == 2]
+    assert len(evaluated) == 3 * 2
+    for first, again in zip(evaluated[:2], evaluated[-2:], strict=True):
+        assert torch.equal(first["completion_ids"], again["completion_ids"])
+    assert (tmp_path / "critic" / "model.safetensors").is_file()
+
+
+def test_a_critic_that_packing_cannot_serve_is_refused_and_trained_naively_when_asked(model_dir, tmp_path):
+    critic = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    with pytest.raises(ValueError, match="cannot be trained on all answers about a completion in one sequence"):
+        make_trainer(model_dir, tmp_path, critic=critic)
+    assert make_trainer(model_dir, tmp_path, critic=critic, critic_packing=False).critic is critic

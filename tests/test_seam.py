@@ -51,6 +51,8 @@ FOR_CRITICS = {
     "_load_from_checkpoint",
     "_buffered_inputs",
     "_tokenizer",
+    "environment_factories",
+    "chat_template_kwargs",
     "save_model",
     "get_train_dataloader",
     "log_completions",
@@ -58,6 +60,8 @@ FOR_CRITICS = {
     "num_generations_eval",
     "num_iterations",
     "split_tensor_dict",
+    "unwrap_model_for_generation",
+    "VLLMGeneration",
 }
 SETTINGS = {
     "per_device_train_batch_size": 2,
@@ -196,7 +200,7 @@ def wrapped_methods_are_called_as_we_take_them(run):
 def names_of_ours_are_free(run):
     ours = set(vars(CreditTrainer)) - set(vars(object)) - set(WRAPPED) - FOR_CRITICS
     ours -= {"__init__", "__module__", "__annotations__"}
-    for name in ours | {"_scores", "_loss", "_sums", "_token_scores", "_step_inputs", "_resume_from"}:
+    for name in ours | {"_scores", "_loss", "_sums", "_token_scores", "_step_inputs", "_resume_from", "_credit_log"}:
         assert not hasattr(run.trainer, name), f"TRL has taken the name `{name}`, which is ours"
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,4 +25,9 @@ environment = subprocess.run([command, "env"], check=True, capture_output=True, 
 assert f"trl_credit version: {trl_credit.__version__}" in environment, environment
 help_text = subprocess.run([command, "grpo-lambda", "--help"], check=True, capture_output=True, text=True).stdout
 assert "--trace_lambda" in help_text
+with tempfile.TemporaryDirectory() as folder:
+    table, page = Path(folder, "table.jsonl"), Path(folder, "page.html")
+    table.write_text('{"tokens": ["a"], "advantage": [1]}')
+    subprocess.run([command, "inspect", table, "--output", page], check=True, capture_output=True)
+    assert '"tokens":["a"]' in page.read_text(encoding="utf-8")
 print(f"wheel {trl_credit.__version__}: ok, imported in {1000 * seconds:.0f} ms")

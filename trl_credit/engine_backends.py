@@ -112,6 +112,7 @@ class FSDP2Backend(LocalBackend):
 
     def wrap(self) -> Any:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        from torch.distributed.fsdp import register_fsdp_forward_method
 
         plugin = self.accelerator.state.fsdp_plugin
         kept = plugin.transformer_cls_names_to_wrap
@@ -122,6 +123,9 @@ class FSDP2Backend(LocalBackend):
             self.network = fsdp2_prepare_model(self.accelerator, self.network)
         finally:
             plugin.transformer_cls_names_to_wrap = kept
+        if is_peft_model(self.network) and hasattr(self.network, "generate"):
+            # It calls its base model, not itself, and FSDP gathers what no layer holds when the whole is called.
+            register_fsdp_forward_method(self.network, "generate")
         return self.network
 
     @contextmanager

@@ -47,6 +47,7 @@ if version("trl") not in TRL_VERSIONS:
     )
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 from trl.models import unwrap_model_for_generation  # noqa: E402
 from trl.trainer.utils import (  # noqa: E402
     get_config_model_id,
@@ -55,6 +56,8 @@ from trl.trainer.utils import (  # noqa: E402
     shuffle_sequence_dict,
     split_tensor_dict,
 )
+
+from .credit_log import CreditLog, CreditLogConfig  # noqa: E402
 
 
 logger = get_logger(__name__)
@@ -133,6 +136,9 @@ class CreditTrainer(GRPOTrainer):
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
         self._resume_from: str | None = None
+        self._credit_log: CreditLog | None = None
+        if isinstance(args, CreditLogConfig) and args.log_credit:
+            self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
         self.add_callback(_BeginTraining(self))
 
     # --- Hooks
@@ -216,6 +222,20 @@ class CreditTrainer(GRPOTrainer):
         if self.log_completions:
             extra: Any = self._logs["extra"]
             extra[name].extend(gather_object(values))
+
+    def add_credit(self, name: str, values) -> None:
+        """
+        Add a column to the credit log; nothing happens without one. Call it in `assign_credit` or in `shape_loss`.
+
+        Args:
+            name (`str`):
+                Its name, e.g. `value` or `weight`.
+            values (`torch.Tensor` or `list`):
+                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or, in `assign_credit`, a list of
+                anything that parquet can hold, one per completion.
+        """
+        if self._credit_log is not None and self._mode == "train":
+            self._credit_log.add(name, values, None if self._loss is None else self._loss.inputs)
 
     def token_mean_over_step(self, micro_batches: list[dict], mode: str) -> None:
         """
@@ -361,6 +381,31 @@ class CreditTrainer(GRPOTrainer):
         ) as network:
             yield network
 
+    def vllm_beside(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
+        """
+        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode. Call `sync_weights`
+        before `generate` whenever the network has moved, and both on every process, with as many prompts.
+
+        Args:
+            network (`nn.Module`):
+                The network, on its devices.
+            processing_class (`PreTrainedTokenizerBase`):
+                Its tokenizer.
+            settings:
+                Further arguments of [`~trl.generation.vllm_generation.VLLMGeneration`].
+        """
+        return VLLMGeneration(
+            model=network,  # type: ignore[arg-type]
+            accelerator=self.accelerator,
+            processing_class=processing_class,
+            server_timeout=self.args.vllm_server_timeout,
+            tensor_parallel_size=self.args.vllm_tensor_parallel_size,
+            enable_sleep_mode=self.args.vllm_enable_sleep_mode,
+            model_impl=self.args.vllm_model_impl,
+            trust_remote_code=self.args.trust_remote_code,
+            **settings,
+        )
+
     # --- Wrapped methods of TRL
 
     def _tokenize_prompts(self, prompts):
@@ -395,7 +440,13 @@ class CreditTrainer(GRPOTrainer):
         rewards = (self._scores * self.reward_weights.to(self._scores.device)).nansum(dim=1)
         rewards[self._scores.isnan().all(dim=1)] = torch.nan
         start = self.accelerator.process_index * len(inputs)
-        rollout = self.assign_credit(rollout, rewards[start : start + len(inputs)])
+        own = slice(start, start + len(inputs))
+        if self._credit_log is not None and self._mode == "train":
+            scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
+            losses = self._rollout_parts * self.num_iterations
+            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+        rollout = self.assign_credit(rollout, rewards[own])
+        self.add_credit("advantage", rollout["advantages"])
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
         advantages = rollout["advantages"]
@@ -431,6 +482,13 @@ class CreditTrainer(GRPOTrainer):
             extra = self.extra_loss(self._loss.terms, self._loss.inputs, self._mode)
             if extra is not None:
                 loss = loss + extra
+            logps, entropies, _ = self._loss.outputs
+            for name, values in (
+                ("logp", logps),
+                ("entropy", entropies),
+                ("ratio", self._loss.terms.log_ratio.detach().exp()),
+            ):
+                self.add_credit(name, values)
         finally:
             self.beta = self._loss.beta
             self._loss = None
@@ -479,6 +537,8 @@ class CreditTrainer(GRPOTrainer):
         if self.accelerator.sync_gradients:
             step, self._step_inputs = self._step_inputs, []
             self.finish_step(step)
+        if self._credit_log is not None:
+            self._credit_log.after_loss()
         return loss
 
     def _get_train_sampler(self, *args, **kwargs):
@@ -519,7 +579,7 @@ class CreditTrainer(GRPOTrainer):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, GRPOConfig)
+            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, CreditLogConfig)
 
     # --- Inside the wrapped methods
 
@@ -666,7 +726,13 @@ class _BeginTraining(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         checkpoint, self.trainer._resume_from = self.trainer._resume_from, None
         self.trainer._step_inputs = []
+        if self.trainer._credit_log is not None:
+            self.trainer._credit_log.begin_training(resumed=checkpoint is not None)
         self.trainer.begin_training(checkpoint)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer._credit_log is not None:
+            self.trainer._credit_log.write()
 
 
 class _ResumableSampler(Sampler):

@@ -1,4 +1,4 @@
-"""Sampling from a policy: transformers' `generate` or vLLM behind one method, and what tells one policy from another."""
+"""Sampling from a policy, with transformers' `generate` or vLLM, and what tells one policy from another."""
 
 import hashlib
 from collections.abc import Sequence

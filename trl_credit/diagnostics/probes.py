@@ -318,11 +318,17 @@ class _Drawer:
 
 
 def _assemble(drawer: _Drawer) -> Probes:
-    rollouts, candidates = [], []
+    rollouts: list[Rollout] = []
+    candidates: list[list[Rollout]] = []
     for (prompt, sample), cuts in drawer.cuts.items():
         line = drawer.rollouts[prompt, sample]
         others = [drawer.rollouts[prompt, s]["reward"] for s in range(drawer.settings.completions) if s != sample]
-        common = {"prompt": drawer.rows[prompt]["prompt"], "prompt_ids": drawer.prompt_ids[prompt], "group": prompt}
+        common = {
+            "prompt": drawer.rows[prompt]["prompt"],
+            "prompt_ids": drawer.prompt_ids[prompt],
+            "group": prompt,
+            "other_rewards": others,
+        }
         returns = np.array([drawer.continuations[prompt, sample, cut, -1]["returns"] for cut in cuts])
         rollouts.append(
             Rollout(
@@ -331,7 +337,6 @@ def _assemble(drawer: _Drawer) -> Probes:
                 cuts=cuts,
                 returns=returns,
                 reward=line["reward"],
-                other_rewards=others,
             )
         )
         steps = {state: step for state, step in drawer.steps.items() if state[:2] == (prompt, sample)}
@@ -403,13 +408,13 @@ def _agree(folder: Path, manifest: dict) -> None:
         found = _flat(kept).get(name)
         if found != wanted:
             raise ValueError(
-                f"{folder} holds probes with {name}={found!r}, and {name}={wanted!r} is asked for. Choose another folder "
-                "for these, or the settings of those."
+                f"{folder} holds probes with {name}={found!r}, and {name}={wanted!r} is asked for. Choose another "
+                "folder for these, or the settings of those."
             )
 
 
 def _flat(tree: dict) -> dict:
-    flat = {}
+    flat: dict = {}
     for name, value in tree.items():
         flat |= _flat(value) if isinstance(value, dict) else {name: value}
     return flat

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl.data_utils import is_conversational
+from transformers import AutoTokenizer
+from trl import is_conversational
 
 from .token_critic import read_values
 
@@ -34,16 +34,19 @@ def load_critic_tokenizer(source: str | Path, model_init_kwargs: dict | None = N
     kwargs = {name: value for name, value in (model_init_kwargs or {}).items() if name in _SHARED_KWARGS}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
+        tokenizer = None
+    # For some architectures one is made up where there is none: it has no words.
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ValueError(
-            f"The critic {str(source)!r} comes without a tokenizer that loads ({error}). Pass "
-            "`critic_processing_class`: the policy's if the critic was trained with it."
-        ) from error
+            f"The critic {str(source)!r} comes without a tokenizer. Pass `critic_processing_class`: the one it was "
+            "trained with."
+        )
     return tokenizer
 
 
 def tokenize_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: list, tools: list | None = None, template_kwargs: dict | None = None
+    tokenizer: Any, prompts: list, tools: list | None = None, template_kwargs: dict | None = None
 ) -> list[list[int]]:
     """
     Prompts as a critic reads them: messages in its chat template, with the generation prompt; text as it is.

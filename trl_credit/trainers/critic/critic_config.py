@@ -5,14 +5,16 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from ...credit_log import CreditLogConfig
 from ...trl_seam import single_generation_allowed
 
 
 @dataclass
-class CriticConfig(GRPOConfig):
+class CriticConfig(CreditLogConfig):
     r"""
     What all configurations with a critic share. This class includes only the parameters that are specific to the
-    critic. For all others, refer to [`~trl.GRPOConfig`].
+    critic. For those of the credit log, refer to [`~trl_credit.credit_log.CreditLogConfig`], for all others to
+    [`~trl.GRPOConfig`].
 
     Args:
         critic_model_name_or_path (`str`, *optional*):

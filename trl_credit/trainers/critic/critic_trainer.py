@@ -7,7 +7,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from ...critic_engine import CriticEngine, CriticOptimization, seeded
-from ...networks.publish import push_critic, write_critic_card
+from ...networks.publish import loading_code, push_critic, write_critic_card
 from ...networks.shared_base import make_shared_base_critic
 from ...networks.token_critic import make_token_critic
 from ...trl_seam import CreditTrainer, critic_source
@@ -33,13 +33,6 @@ class CriticTrainer(CreditTrainer):
     processing_class: Any
     config_class = CriticConfig
     folders_of_networks = (CRITIC_FOLDER,)
-    # What of transformers' auto classes loads a saved critic; what its model card says of it, and how it is called.
-    critic_task = "TokenClassification"
-    critic_card = (
-        "A value model: for every token of a prompt and completion it gives the reward that the policy is expected to "
-        "end with.\nThe value of the state in which token t is chosen is the output at the token before it.",
-        "values = critic(input_ids).logits.squeeze(-1)",
-    )
     # Of the latest rollout; NaN when its returns do not vary.
     explained_variance: float = float("nan")
 
@@ -79,6 +72,14 @@ class CriticTrainer(CreditTrainer):
     def critic_count(self, inputs: dict) -> torch.Tensor:
         """How much counts in it."""
         raise NotImplementedError
+
+    def describe_critic(self) -> str:
+        """What the critic is and how others read its values, as the Markdown of its card."""
+        return (
+            "A value model: for every token of a prompt and completion it gives the reward that the policy is expected "
+            "to end\nwith. The value of the state in which token t is chosen is the output at the token before it.\n\n"
+            f"```python\n{loading_code(self.critic)}\nvalues = critic(input_ids).logits.squeeze(-1)\n```"
+        )
 
     # --- The critic in the run
 

@@ -71,21 +71,3 @@ def sample_answers(
             length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
             answers[index] = tokens[:length]
     return answers
-
-
-def answer_logps(network: Any, prompts: list[list[int]], answers: list[list[int]], temperature: float):
-    """Log-probabilities of the answers' tokens, shape `(B, T)`, and which of them are tokens."""
-    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)] or [[0]]
-    width = max(map(len, texts))
-    device = next(network.parameters()).device
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    attention, chosen = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-        attention[row, : len(text)] = 1
-        if answers:
-            chosen[row, len(prompts[row]) : len(text)] = True
-    ids, attention, chosen = ids.to(device), attention.to(device), chosen.to(device)
-    logits = network(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1].float() / temperature
-    logps = logits.log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
-    return logps, chosen[:, 1:]

@@ -58,6 +58,24 @@ class GenACConfig(CriticConfig):
             Tokens of the critic's prompts and answers that are generated together, padding included.
         critic_update_batch_tokens (`int`, *optional*, defaults to `16384`):
             Tokens of a forward and backward pass of the critic's update, padding included.
+        critic_mask_memory (`float`, *optional*, defaults to `1.0`):
+            GiB for the attention mask of such a pass, with `critic_packing`: it grows with the square of a sequence, so
+            that long completions are divided over several. FlexAttention (`attn_implementation="flex_attention"` in
+            `critic_model_init_kwargs`) needs none.
+        critic_use_vllm (`bool`, *optional*, defaults to `False`):
+            Let vLLM write the critic's answers. The policy may do with or without. Parallelism, sleep mode and model
+            implementation are those of the policy's `vllm_*` settings.
+        critic_vllm_mode (`str`, *optional*, defaults to `"colocate"`):
+            `"colocate"` for an engine in the training processes, beside the policy's if it has one; `"server"` for a
+            server of its own, at `critic_vllm_server_base_url`.
+        critic_vllm_server_base_url (`str`, *optional*):
+            Where the critic's server is, e.g. `"http://localhost:8001"`.
+        critic_vllm_group_port (`int`, *optional*, defaults to `51217`):
+            Port over which the server is sent the critic's weights; not that of the policy's `vllm_group_port`.
+        critic_vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
+            Share of the GPU's memory for the critic's engine, with `"colocate"`.
+        critic_vllm_max_model_length (`int`, *optional*):
+            Context of the critic's engine, with `"colocate"`. Default: the critic's.
         critic_learning_rate (`float`, *optional*, defaults to `1e-6`):
             Learning rate of the critic's AdamW.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
@@ -128,6 +146,28 @@ class GenACConfig(CriticConfig):
         default=16384,
         metadata={"help": "Tokens of a forward and backward pass of the critic's update."},
     )
+    critic_mask_memory: float = field(
+        default=1.0, metadata={"help": "GiB for the attention mask of such a pass, with `critic_packing`."}
+    )
+    critic_use_vllm: bool = field(default=False, metadata={"help": "Let vLLM write the critic's answers."})
+    critic_vllm_mode: str = field(
+        default="colocate",
+        metadata={
+            "help": "`colocate` for an engine in the training processes, `server` for one at "
+            "`critic_vllm_server_base_url`.",
+            "choices": ["colocate", "server"],
+        },
+    )
+    critic_vllm_server_base_url: str | None = field(default=None, metadata={"help": "Where the critic's server is."})
+    critic_vllm_group_port: int = field(
+        default=51217, metadata={"help": "Port over which the critic's server is sent its weights."}
+    )
+    critic_vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "Share of the GPU's memory for the critic's engine."}
+    )
+    critic_vllm_max_model_length: int | None = field(
+        default=None, metadata={"help": "Context of the critic's engine. Default: the critic's."}
+    )
     critic_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the critic's AdamW."})
     critic_pretraining_steps: int = field(
         default=0,
@@ -161,11 +201,11 @@ class GenACConfig(CriticConfig):
                 )
         super().__post_init__()
         lengths = ("segment_min_length", "segment_target_length", "segment_max_length")
-        whole = (*lengths, "critic_max_completion_length", "critic_validation_steps")
-        whole += ("critic_generation_batch_tokens", "critic_update_batch_tokens")
-        for name in (*whole, "max_segments", "critic_pretraining_patience"):
+        optional = ("max_segments", "critic_pretraining_patience")
+        tokens = ("critic_max_completion_length", "critic_generation_batch_tokens", "critic_update_batch_tokens")
+        for name in (*lengths, *tokens, "critic_validation_steps", *optional):
             value = getattr(self, name)
-            if (value is not None or name in whole) and (not isinstance(value, int) or value < 1):
+            if (value is not None or name not in optional) and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"GenACConfig: `{name}` must be a whole number of at least 1, got {value!r}.")
         shortest, target, longest = (getattr(self, name) for name in lengths)
         if not shortest <= target <= longest or longest < 2 * shortest:
@@ -178,6 +218,11 @@ class GenACConfig(CriticConfig):
         if self.critic_template is not None:
             hint = ("success_rate",) if self.hint_momentum is not None else ()
             check_template(self.critic_template, (*hint, "problem", "partial_solution"))
+            if not hint and "{success_rate}" in self.critic_template:
+                raise ValueError(
+                    "GenACConfig: `critic_template` has {success_rate}, but with `hint_momentum=None` the critic is "
+                    "not told any. Take it out, or set `hint_momentum`."
+                )
         if not 0 <= self.segment_lambda <= 1:
             raise ValueError(f"GenACConfig: `segment_lambda` must be in [0, 1], got {self.segment_lambda!r}.")
         if not 0 < self.critic_temperature < float("inf"):
@@ -194,6 +239,11 @@ class GenACConfig(CriticConfig):
                 f"GenACConfig: `critic_pretraining_patience={self.critic_pretraining_patience}` has no effect with "
                 "`critic_pretraining_steps=0`."
             )
+        if not 0 < self.critic_mask_memory < float("inf"):
+            raise ValueError(
+                f"GenACConfig: `critic_mask_memory` must be a positive number, got {self.critic_mask_memory!r}."
+            )
+        self._check_vllm()
         if self.loss_type not in TOKEN_LOSS_TYPES:
             raise ValueError(
                 f"GenACConfig: `loss_type={self.loss_type!r}` has no per-token advantage. Choose one of "
@@ -210,3 +260,23 @@ class GenACConfig(CriticConfig):
                 f"GenACConfig: `importance_sampling_level={self.importance_sampling_level!r}` gives a completion one "
                 "ratio, but its segments have advantages of their own. Use 'token'."
             )
+
+    def _check_vllm(self):
+        if self.critic_vllm_mode not in ("colocate", "server"):
+            raise ValueError(
+                f"GenACConfig: `critic_vllm_mode` must be 'colocate' or 'server', got {self.critic_vllm_mode!r}."
+            )
+        only_with = {
+            "critic_vllm_mode": (None, self.critic_use_vllm),
+            "critic_vllm_server_base_url": ("server", self.critic_vllm_mode == "server"),
+            "critic_vllm_group_port": ("server", self.critic_vllm_mode == "server"),
+            "critic_vllm_gpu_memory_utilization": ("colocate", self.critic_vllm_mode == "colocate"),
+            "critic_vllm_max_model_length": ("colocate", self.critic_vllm_mode == "colocate"),
+        }
+        for name, (mode, is_used) in only_with.items():
+            value = getattr(self, name)
+            if value != self.__dataclass_fields__[name].default and not (self.critic_use_vllm and is_used):
+                needs = "critic_use_vllm=True" + (f"` and `critic_vllm_mode={mode!r}" if mode else "")
+                raise ValueError(f"GenACConfig: `{name}={value!r}` has no effect without `{needs}`.")
+        if self.critic_vllm_mode == "server" and self.critic_vllm_server_base_url is None:
+            raise ValueError("GenACConfig: `critic_vllm_mode='server'` needs `critic_vllm_server_base_url`.")

@@ -1,6 +1,5 @@
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +11,21 @@ from transformers.trainer_pt_utils import get_model_param_count
 from ...credit.running_mean import RunningMean
 from ...credit.segments import DelimiterSegmenter, Segmenter, segment_advantages, segment_of_token, segment_texts
 from ...critic_engine import seeded
+from ...networks.branch_mask import attention_of, refuse_unpackable
 from ...networks.generative_critic import make_generative_critic
+from ...networks.packed import answer_log_probs, plan_rows
 from ...networks.prompt_critic import load_critic_tokenizer
+from ...networks.publish import loading_code
 from ...networks.token_critic import refuse_images
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import fit_report, value_means
-from .critic_generation import answer_logps, chunks_within, sample_answers
+from .critic_generation import chunks_within, sample_answers
 from .genac_config import GenACConfig
-from .prompting import TEMPLATE, TEMPLATE_WITHOUT_HINT, CriticQuery, critic_query, parse_score
+from .prompting import TEMPLATE, TEMPLATE_WITHOUT_HINT, critic_query, parse_score
+from .reading import Reading, answer_means, as_tensors, correlation, table_rows
 
 
 STATE_FILE = "genac_state.json"
-
-
-@dataclass
-class Reading:
-    """
-    What the critic has said of one completion.
-
-    Args:
-        query ([`~trl_credit.trainers.genac.prompting.CriticQuery`]):
-            What it was asked.
-        texts (`list[str]`):
-            The completion's K segments.
-        ends (`list[int]`):
-            Its tokens up to the end of each of them.
-        answers (`list[list[int]]`):
-            Token ids of its answer about each segment's state; none about those that leave it no room.
-        scores (`list[float]`):
-            The value in each answer, `None` where there is none.
-        weights (`list[float]`):
-            What the log-probability of each answer is multiplied with in its loss.
-    """
-
-    query: CriticQuery
-    texts: list[str]
-    ends: list[int]
-    answers: list[list[int]] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
 
 
 class GenACTrainer(CriticTrainer):
@@ -94,13 +69,6 @@ class GenACTrainer(CriticTrainer):
 
     _tag_names = ["trl", "trl-credit", "genac"]
     _name = "GenAC"
-    critic_task = "CausalLM"
-    critic_card = (
-        "A generative value model: asked about a problem and a partial solution, with the template of "
-        "`trl_credit.trainers.genac.prompting`,\nit reasons and ends with an integer from 0 to 10, ten times the "
-        "reward that the policy is expected to end with.",
-        "answer_ids = critic.generate(input_ids)",
-    )
     args: GenACConfig
     config_class = GenACConfig
 
@@ -108,7 +76,7 @@ class GenACTrainer(CriticTrainer):
         super().__init__(*args, critic=critic, **kwargs)
         source = critic if critic is not None else self.args.critic_model_name_or_path
         if critic_processing_class is None and source is not None and not isinstance(source, nn.Module):
-            critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)
+            critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
         self._critic_processing_class = critic_processing_class
         self.template = self.args.critic_template or (
             TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT
@@ -123,6 +91,8 @@ class GenACTrainer(CriticTrainer):
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
         self.success_rate = RunningMean()  # what the critic is told
         self.mean_value = RunningMean()  # what stands in for a value that it does not give
+        self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
+        self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
         self._validation = {"lowest": float("inf"), "since": 0, "next": 0}
 
@@ -135,35 +105,47 @@ class GenACTrainer(CriticTrainer):
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         source, init_kwargs = self.critic_checkpoint(policy, critic)
-        return make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
+        network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
+        if self.args.critic_packing:
+            refuse_unpackable(network)
+        return network
+
+    def describe_critic(self) -> str:
+        return (
+            "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
+            "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
+            "`trl_credit.trainers.genac.prompting`\nlays out the question and reads the score.\n\n"
+            f"```text\n{self.template}\n```\n\n"
+            f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
+        )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
-        logps, mask = answer_logps(network, inputs["prompts"], inputs["answers"], self.args.critic_temperature)
-        weights = torch.tensor(inputs["weights"], device=logps.device)
-        return -(torch.where(mask, logps, 0).sum(1) * weights).sum()
+        log_probs, _ = answer_log_probs(network, inputs["rows"], self.args.critic_temperature)
+        weights = torch.tensor(inputs["weights"], device=log_probs.device)
+        return -(log_probs.sum(1) * weights).sum()
 
     def critic_count(self, inputs: dict) -> torch.Tensor:
-        return torch.tensor(sum(map(len, inputs["answers"])))
+        return torch.tensor(sum(row.answer_tokens for row in inputs["rows"]))
 
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the critic's answers of an optimizer step. Each answer is trained on once."""
-        readings = [
-            reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading is not None
+        readings = [reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading]
+        mask_bytes = None if attention_of(self.critic) == "flex_attention" else self.args.critic_mask_memory * 2**30
+        batches = plan_rows(
+            [reading.query for reading in readings],
+            [reading.answers for reading in readings],
+            self.args.critic_update_batch_tokens,
+            self.args.critic_packing,
+            None if mask_bytes is None else int(mask_bytes),
+            itemsize=2 if self.args.bf16 else 4,
+        )
+        self._log_total("train", f"{prefix}/update_tokens", sum(len(row) for rows in batches for row in rows))
+        batches += [[]] * (self._most(len(batches)) - len(batches))  # so that processes keep step
+        inputs = [
+            {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
+            for rows in batches
         ]
-        items = [
-            item
-            for reading in readings
-            for item in zip(reading.query.prompts(), reading.answers, reading.weights, strict=True)
-            if item[1]
-        ]
-        chunks = chunks_within([len(p) + len(a) for p, a, _ in items], self.args.critic_update_batch_tokens)
-        chunks += [[]] * (self._most(len(chunks)) - len(chunks))
-        batches = [
-            {name: [items[i][column] for i in chunk] for column, name in enumerate(("prompts", "answers", "weights"))}
-            for chunk in chunks
-        ]
-        self._log_total("train", f"{prefix}/update_tokens", sum(len(p) + len(a) for p, a, _ in items))
-        return super().update_critic(batches, prefix)
+        return super().update_critic(inputs, prefix)
 
     # --- What the critic is asked, and what it answers
 
@@ -197,6 +179,13 @@ class GenACTrainer(CriticTrainer):
                 if len(prompt) + self.args.critic_max_completion_length <= self._critic_context:
                     prompts.append(prompt)
                     places.append((reading, state))
+                elif state == 0:
+                    raise ValueError(
+                        f"A problem takes {len(prompt)} tokens to put to the critic, whose context of "
+                        f"{self._critic_context} leaves no room for an answer of `critic_max_completion_length="
+                        f"{self.args.critic_max_completion_length}` tokens. Shorten the answer, or drop the problem "
+                        f"from the dataset. It ends: {self._text_of([prompt])[0][-200:]!r}"
+                    )
         mode = "train" if self.model.training else "eval"
         if mode == "eval":
             # The same noise in every evaluation, and none of the run's random numbers.
@@ -207,18 +196,45 @@ class GenACTrainer(CriticTrainer):
         for (reading, state), answer in zip(places, answers, strict=True):
             reading.answers[state] = answer
         read = sum(map(len, prompts))
-        written = sum(map(len, answers))
+        if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
+            read = sum(
+                len(reading.query.shared_ids) + len(reading.answers) * len(reading.query.tail_ids)
+                for reading in readings
+            )
         self.log_value(mode, "critic/generation_time", time.perf_counter() - started)
-        self._log_total(mode, "critic/generation_tokens", read + written)
+        self._log_total(mode, "critic/generation_tokens", read + sum(map(len, answers)))
 
     def _generate_answers(self, prompts: list[list[int]]) -> list[list[int]]:
-        longest = self.args.critic_max_completion_length
+        if self.args.critic_use_vllm:
+            return self._ask_vllm(prompts)
+        engine, longest = self.engine, self.args.critic_max_completion_length
         chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
-        synced = self.engine.backend.splits_weights
+        synced = engine.backend.splits_weights
         if synced:
             chunks += [[]] * (self._most(len(chunks)) - len(chunks))
-        with self.unwrapped_for_generation(self.engine.module, self.engine.checkpointing_kwargs) as network:
-            return self.engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
+        with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
+            return engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
+
+    def _ask_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
+        engine = self.engine  # makes the critic's place in memory first
+        if self._vllm is None:
+            self._vllm = self.vllm_beside(
+                engine.network,
+                self.critic_processing_class,
+                mode=self.args.critic_vllm_mode,
+                server_base_url=self.args.critic_vllm_server_base_url,
+                group_port=self.args.critic_vllm_group_port,
+                gpu_memory_utilization=self.args.critic_vllm_gpu_memory_utilization,
+                max_model_length=self.args.critic_vllm_max_model_length,
+                temperature=self.args.critic_temperature,
+                max_completion_length=self.args.critic_max_completion_length,
+            )
+        if self._vllm_updates != engine.steps:
+            self._vllm.sync_weights()
+            self._vllm_updates = engine.steps
+        filler = [[self.critic_processing_class.eos_token_id]] * (self._most(len(prompts)) - len(prompts))
+        _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
+        return [list(answer) for answer in answers[: len(prompts)]]
 
     @property
     def _sampling(self) -> GenerationConfig:
@@ -241,7 +257,8 @@ class GenACTrainer(CriticTrainer):
 
     @property
     def _critic_context(self) -> float:
-        return getattr(self.critic.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        context = getattr(self.critic.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        return min(context, self.args.critic_vllm_max_model_length or float("inf"))
 
     def _text_of(self, answers: list[list[int]]) -> list[str]:
         return self.critic_processing_class.batch_decode(answers, skip_special_tokens=True)
@@ -259,7 +276,7 @@ class GenACTrainer(CriticTrainer):
         hint = self.success_rate.value
 
         ids, chosen = rollout["completion_ids"], self.trained_tokens(rollout)
-        readings = [
+        readings: list[Reading | None] = [
             self.read(ids[row, :length].tolist(), chosen[row, :length].tolist(), self.rollout_rows[row]["prompt"], hint)
             if counted[row]
             else None
@@ -270,17 +287,7 @@ class GenACTrainer(CriticTrainer):
         for reading in asked:
             reading.scores = [parse_score(text) for text in self._text_of(reading.answers)]
 
-        device = rewards.device
-        shape = (len(readings), max((len(reading.ends) for reading in asked), default=1))
-        values = torch.full(shape, torch.nan, device=device)
-        states, heard = (torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(2))
-        for row, reading in enumerate(readings):
-            if reading is not None:
-                number = len(reading.ends)
-                scores = [torch.nan if score is None else score for score in reading.scores]
-                values[row, :number] = torch.tensor(scores, device=device)
-                states[row, :number] = True
-                heard[row, :number] = torch.tensor([len(answer) > 0 for answer in reading.answers], device=device)
+        values, states, heard = as_tensors(readings, rewards.device)
         parsed = values.isfinite()
 
         total, count = self.total(torch.stack([torch.where(parsed, values, 0).sum(), parsed.sum()])).tolist()
@@ -288,14 +295,15 @@ class GenACTrainer(CriticTrainer):
             self.mean_value = self.mean_value.updated(torch.tensor([total / count]), self._momentum)
         stand_in = self.mean_value.value if self.mean_value.weight else hint
         values = torch.where(parsed, values, stand_in)
-        outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(shape)
-        scores = torch.where(parsed, 1 - (outcomes - values).square(), 0)
-        self._weigh(readings, scores, heard)
+        outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
+        earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
+        self._weigh(readings, earned, heard)
 
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
-        self._report(mode, asked, values, outcomes, scores, states, heard, parsed, hint)
-        self._add_table(readings, values, advantages, segments)
+        self._report(mode, readings, values, outcomes, earned, states, heard, parsed)
+        if self.args.log_completions:
+            self.add_column("segments", table_rows(readings, values, advantages, segments, self._text_of))
         return {
             **rollout,
             "advantages": advantages,
@@ -313,12 +321,12 @@ class GenACTrainer(CriticTrainer):
                 "outside [0, 1], where the critic's values are. Scale the rewards, or `reward_weights`."
             )
 
-    def _weigh(self, readings: list[Reading | None], scores: torch.Tensor, heard: torch.Tensor) -> None:
+    def _weigh(self, readings: list[Reading | None], earned: torch.Tensor, heard: torch.Tensor) -> None:
         """What each answer's log-probability is multiplied with: its reward, less the mean of all others if asked."""
-        weights = scores
+        weights = earned
         if self.args.critic_baseline == "leave_one_out":
-            total, count = self.total(torch.stack([scores[heard].double().sum(), heard.sum()]))
-            weights = scores - (total - scores) / (count - 1) if count > 1 else scores
+            total, count = self.total(torch.stack([earned[heard].double().sum(), heard.sum()]))
+            weights = earned - (total - earned) / (count - 1) if count > 1 else earned
         for reading, row in zip(readings, weights.tolist(), strict=True):
             if reading is not None:
                 reading.weights = row[: len(reading.ends)]
@@ -359,7 +367,13 @@ class GenACTrainer(CriticTrainer):
 
     def begin_training(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
+            path = Path(checkpoint) / STATE_FILE
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{checkpoint} holds no {STATE_FILE}: the run cannot be resumed from it. It was saved with "
+                    "`save_only_model=True` or by another trainer."
+                )
+            state = json.loads(path.read_text(encoding="utf-8"))
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
         super().begin_training(checkpoint)
@@ -383,60 +397,27 @@ class GenACTrainer(CriticTrainer):
         """The largest of the processes' numbers."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
-    def _report(self, mode, readings, values, outcomes, scores, states, heard, parsed, hint) -> None:
+    def _report(self, mode, readings, values, outcomes, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval
         fit = fit_report(self, values, outcomes, states, generations or 1)
-        for name, value in {**fit, "hint": hint, "correlation": self._correlation(values, outcomes, states)}.items():
+        numbers = {"hint": self.success_rate.value, "correlation": correlation(values, outcomes, states, self.total)}
+        for name, value in {**fit, **numbers}.items():
             self.log_value(mode, f"critic/{name}", value)
         error = (values - outcomes).square()
-        answers = [answer for reading in readings for answer in reading.answers if answer]
-        ends = set(self._sampling.eos_token_id)  # type: ignore[arg-type]
         means = {
             "mse": (error[states].sum(), states.sum()),
             "mse_of_parsed": (error[parsed].sum(), parsed.sum()),
             "parse_rate": (parsed.sum(), heard.sum()),
-            "reward": (scores[heard].sum(), heard.sum()),
-            "answer_length": (sum(map(len, answers)), len(answers)),
-            "cut_off_answers": (sum(answer[-1] not in ends for answer in answers), len(answers)),
+            "reward": (earned[heard].sum(), heard.sum()),
             "segments": (states.sum(), states.any(1).sum()),
             "states_without_room": ((states & ~heard).sum(), states.sum()),
+            **answer_means([reading for reading in readings if reading], self._sampling.eos_token_id),  # type: ignore
             **{f"value_{name}": pair for name, pair in value_means(values, states, outcomes[:, 0] > 0.5).items()},
         }
         self.log_means(mode, {f"critic/{name}": pair for name, pair in means.items()})
 
-    def _correlation(self, values, outcomes, states) -> float:
-        """Of values and rewards over all states, NaN where either does not vary."""
-        x, y = values[states].double(), outcomes[states].double()
-        sums = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(1)
-        n, x, y, xx, yy, xy = self.total(sums).tolist()
-        n = max(n, 1)
-        spread = (xx - x * x / n) * (yy - y * y / n)
-        return (xy - x * y / n) / spread**0.5 if spread > 1e-12 else float("nan")
-
-    def _add_table(self, readings: list[Reading | None], values, advantages, segments) -> None:
-        if not self.args.log_completions:
-            return
-        rows: list[list[dict]] = []
-        for row, reading in enumerate(readings):
-            reasoning = [] if reading is None else self._text_of(reading.answers)
-            advantage = dict(zip(segments[row].tolist(), advantages[row].tolist(), strict=True))
-            rows.append(
-                [
-                    {
-                        "text": text,
-                        "value": values[row, k].item(),
-                        "advantage": advantage.get(k, 0.0),
-                        "reasoning": words,
-                    }
-                    for k, (text, words) in enumerate(zip(reading.texts if reading else [], reasoning, strict=True))
-                ]
-            )
-        self.add_column("segments", rows)
-
 
 def _describe(model: nn.Module) -> str:
     count = get_model_param_count(model)
-    for size, unit in ((1e9, "B"), (1e6, "M")):
-        if count >= size:
-            return f"A language model of {count / size:.2g}{unit} parameters"
-    return "A small language model"
+    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{max(round(count / 1e6), 1)}M"
+    return f"A language model of {size} parameters"

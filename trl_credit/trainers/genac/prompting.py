@@ -3,7 +3,8 @@
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from ...networks.packed import CriticQuery
 
 
 HINT = " On problems like this one it has lately succeeded at a rate of {success_rate}."
@@ -39,7 +40,8 @@ def check_template(template: str, slots: Sequence[str] = ("success_rate", "probl
             Those that it must have.
 
     Raises:
-        ValueError: If one of `slots` is missing, by name, or `{partial_solution}` is there more than once.
+        ValueError: If one of `slots` is missing, by name; if `{partial_solution}` is there more than once or at the
+        very end.
     """
     missing = [slot for slot in slots if f"{{{slot}}}" not in template]
     if missing:
@@ -47,6 +49,8 @@ def check_template(template: str, slots: Sequence[str] = ("success_rate", "probl
         raise ValueError(f"The critic's template has no {names}. It needs {', '.join(f'{{{s}}}' for s in slots)}.")
     if template.count("{partial_solution}") > 1:
         raise ValueError("The critic's template must have {partial_solution} once; it has it more than once.")
+    if template.endswith("{partial_solution}"):
+        raise ValueError("The critic's template must say something after {partial_solution}, e.g. how to answer.")
 
 
 def render(template: str, **slots: str) -> str:
@@ -114,32 +118,6 @@ def parse_score(text: str) -> float | None:
     return int(scores[-1]) / 10 if scores else None
 
 
-@dataclass(frozen=True)
-class CriticQuery:
-    """
-    What a generative critic reads to value the states of one completion, as tokens of the critic.
-
-    The prompt of state k is `shared_ids[:cuts[k]] + tail_ids`, so the prompts of a completion share what they have in
-    common by construction.
-
-    Args:
-        shared_ids (`list[int]`):
-            All that comes before the partial solution, then all segments but the last, which no state has read.
-        cuts (`list[int]`):
-            For each of K states where its partial solution ends in `shared_ids`; that of the first is empty.
-        tail_ids (`list[int]`):
-            What follows the partial solution: the end of the template and the start of the critic's turn.
-    """
-
-    shared_ids: list[int]
-    cuts: list[int]
-    tail_ids: list[int]
-
-    def prompts(self) -> list[list[int]]:
-        """The K prompts."""
-        return [self.shared_ids[:cut] + self.tail_ids for cut in self.cuts]
-
-
 def critic_query(
     tokenizer, template: str, prompt: str | list[dict], segments: Sequence[str], actor: str, success_rate: float
 ) -> CriticQuery:
@@ -164,7 +142,7 @@ def critic_query(
             The mean reward that the critic is told, in two decimals.
 
     Returns:
-        [`CriticQuery`]: K states; none if there are no segments.
+        [`~trl_credit.networks.packed.CriticQuery`]: K states; none if there are no segments.
 
     Raises:
         ValueError: If the tokenizer's chat template does not repeat the text of the user exactly once.

@@ -1,7 +1,7 @@
 import math
 from dataclasses import dataclass, field
 
-from trl import GRPOConfig
+from ...credit_log import CreditLogConfig
 
 
 # TRL's loss types that are a function of a per-token ratio, which a trace can replace.
@@ -9,12 +9,12 @@ TRACED_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo"
 
 
 @dataclass
-class GRPOLambdaConfig(GRPOConfig):
+class GRPOLambdaConfig(CreditLogConfig):
     r"""
     Configuration class for the [`GRPOLambdaTrainer`].
 
-    This class includes only the parameters that are specific to GRPO-λ. For all others, refer to
-    [`~trl.GRPOConfig`].
+    This class includes only the parameters that are specific to GRPO-λ. For those of the credit log, refer to
+    [`~trl_credit.credit_log.CreditLogConfig`], for all others to [`~trl.GRPOConfig`].
 
     Args:
         trace_lambda (`float`, *optional*, defaults to `0.99`):

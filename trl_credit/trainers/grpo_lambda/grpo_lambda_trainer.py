@@ -97,6 +97,7 @@ class GRPOLambdaTrainer(CreditTrainer):
 
     @torch.no_grad()
     def _log_trace(self, terms: LossTerms, weights: torch.Tensor, mode: str) -> None:
+        self.add_credit("weight", weights)
         mask = terms.mask
         tokens, rows = mask.sum(), mask.any(1)
         first = mask.int().argmax(1, keepdim=True)

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from ...credit.calibration import brier_score, calibration_sums, expected_calibration_error
+from ...credit.diagnostics import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...networks.prompt_critic import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
+from ...networks.publish import loading_code
 from ...networks.token_critic import refuse_images
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes, fit_report
+from ..critic.value_report import extremes
 from .sppo_config import SPPOConfig
 
 
@@ -29,7 +31,7 @@ class SPPOTrainer(CriticTrainer):
             critic, or a model, of any size and architecture. Default: the policy's checkpoint, with a fresh head.
         critic_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The critic's tokenizer, with its chat template. Default: that of the critic's checkpoint, or the policy's if
-            the critic is not given by path.
+            the critic is not given by path. With the policy's the critic reads exactly what the policy has read.
         critic_peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head of the critic instead of all its weights.
 
@@ -72,14 +74,17 @@ class SPPOTrainer(CriticTrainer):
             source is None or isinstance(source, nn.Module) or self.args.critic_share_base
         ):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        if critic_processing_class is self.processing_class:
+            critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
         if critic_processing_class is not None and self.environment_factories is not None:
             raise ValueError(
-                "`environment_factory` writes the prompts for the policy's tokenizer, and a critic with a tokenizer of "
-                "its own does not see them. Take a critic of the policy's family and pass its `processing_class` as "
-                "a model in memory, or leave `critic` out."
+                "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
+                "Leave `critic` out; or, if the critic knows the policy's tokens, pass one tokenizer as both "
+                "`processing_class` and `critic_processing_class`."
             )
-        # Of predictions since the last log, see `calibration_sums`.
+        # Sums over the predictions since the last log, see `fit_sums` and `calibration_sums`.
+        self._fit: dict[str, torch.Tensor] = {}
         self._calibration: dict[str, torch.Tensor] = {}
 
     # --- The critic
@@ -130,6 +135,17 @@ class SPPOTrainer(CriticTrainer):
         index = torch.arange(self.accelerator.process_index, processes * math.ceil(count / processes), processes)
         return list(index.to(self.accelerator.device).split(self.args.per_device_train_batch_size)) if count else []
 
+    def describe_critic(self) -> str:
+        value = "output"
+        if self.args.critic_loss == "bce":
+            low, high = self.args.reward_range
+            value = f"{low:g} + {high - low:g} * output.sigmoid()"
+        return (
+            "A value model of prompts: at the last token of a prompt, in the chat template of its tokenizer and with "
+            "the generation\nprompt, it gives the reward that a completion of the policy is expected to get.\n\n"
+            f"```python\n{loading_code(self.critic)}\noutput = critic(input_ids).logits[0, -1, 0]\nvalue = {value}\n```"
+        )
+
     # --- Credit
 
     def prompts_for_critic(self, rollout: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,9 +166,17 @@ class SPPOTrainer(CriticTrainer):
             prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
         else:
             texts = [row["prompt"] for row in self.rollout_rows]
-            ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, self.chat_template_kwargs)
+            template_kwargs: Any = self.args.chat_template_kwargs
+            ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, template_kwargs)
             prompts = pad_prompts(ids).to(self.accelerator.device)
-        context = getattr(self.critic.config.get_text_config(), "max_position_embeddings", None)
+        config = self.critic.config.get_text_config()
+        if prompts.max() >= config.vocab_size:
+            raise ValueError(
+                f"A prompt has token {prompts.max().item()}, but the critic knows {config.vocab_size} tokens: "
+                f"{type(self.critic_processing_class).__name__} is not its tokenizer. Pass its own as "
+                "`critic_processing_class`."
+            )
+        context = getattr(config, "max_position_embeddings", None)
         is_cut = (prompts != PAD).sum(1) > (math.inf if context is None else context)
         prompts = prompts if context is None else prompts[:, -context:]
         return self.accelerator.pad_across_processes(prompts, dim=1, pad_index=PAD, pad_first=True), is_cut
@@ -188,6 +212,7 @@ class SPPOTrainer(CriticTrainer):
         values = self.values(prompts)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
         self._report(values, rewards, counted, is_cut)
+        self.add_credit("value", values)
         self.add_column("value", values.tolist())
         return {
             **rollout,
@@ -229,12 +254,12 @@ class SPPOTrainer(CriticTrainer):
         mode = "train" if self.model.training else "eval"
         bounded = self.args.critic_loss == "bce"
         low, high = self.args.reward_range if bounded else (0.0, 0.0)
-        # One value a prompt explains nothing within it.
-        fit = fit_report(self, values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1), num_generations=1)
-        self.explained_variance = fit["explained_variance"]
+        fit = fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
+        self._fit[mode] = self._fit.get(mode, 0) + fit.sum(0)
+        self.explained_variance = explained_variance(self.accelerator.gather(fit))
         least, most = extremes(self, values, counted)
-        for name, value in (("value_min", least), ("value_max", most), *fit.items()):
-            self.log_value(mode, f"critic/{name}", value)
+        self.log_value(mode, "critic/value_min", least)
+        self.log_value(mode, "critic/value_max", most)
         right = counted & (rewards > (low + high) / 2)
         wrong = counted & ~right
         self.log_means(
@@ -252,8 +277,11 @@ class SPPOTrainer(CriticTrainer):
             self._calibration[mode] = self._calibration.get(mode, 0) + sums
 
     def log(self, *args, **kwargs):
-        """As TRL's, with the calibration of the values since the last log."""
+        """As TRL's, with the fit and the calibration of the values since the last log."""
         mode = "train" if self.model.training else "eval"
+        if mode in self._fit:
+            fit = self.total(self._fit.pop(mode)).unsqueeze(0)
+            self.log_value(mode, "critic/explained_variance", explained_variance(fit))
         if mode in self._calibration:
             sums = self.total(self._calibration.pop(mode))
             if sums[:, 0].any():

@@ -119,6 +119,7 @@ class VAPOTrainer(CriticTrainer):
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
 
+        self.add_credit("value", values)
         self.add_column(
             "values", [v[m].tolist() for v, m in zip(values.cpu(), self.trained_tokens(rollout).cpu(), strict=True)]
         )

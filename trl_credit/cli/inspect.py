@@ -1,0 +1,63 @@
+"""`trl-credit inspect`: a page that shows what each token was given."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from ..viewer import BadTable, read_completions, write_page
+
+
+def make_parser() -> ArgumentParser:
+    """The options of `trl-credit inspect`."""
+    parser = ArgumentParser(
+        prog="trl-credit inspect",
+        description="Write an HTML page that shows completions, their tokens coloured by the credit they were given.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run_or_table", metavar="RUN_OR_TABLE", help="folder of a run or of tables, or a table: .parquet or .jsonl")
+    add(
+        "--compare",
+        metavar="OTHER",
+        help="another one, to show beside it: the completions with the same tokens, if any",
+    )
+    add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
+    add("--completions", type=int, default=64, help="how many to show, of each (default: %(default)s)")
+    add("--steps", type=int, nargs="+", help="only those of these steps (default: spread over all)")
+    add(
+        "--right_above",
+        type=float,
+        default=0.0,
+        help="a reward above it is right, where the table does not say (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Read, write the page and say where it is; returns the exit status."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.completions < 1:
+        parser.error(f"--completions must be at least 1, got {args.completions}")
+    if args.output.is_dir() or not args.output.absolute().parent.is_dir():
+        parser.error(f"--output must be a file in a folder that exists, got {args.output}")
+    try:
+        options = {"limit": args.completions, "steps": args.steps, "right_above": args.right_above}
+        completions, number = read_completions(args.run_or_table, **options)
+        shown = f"{len(completions)} of {number} completions"
+        title = completions[0].source
+        if args.compare is not None:
+            others, number = read_completions(args.compare, **options, like=completions)
+            texts = {c.text for c in completions}
+            same = sum(c.text in texts for c in others)
+            shown += f", and {len(others)} of {number} to compare them with, {same} of the same tokens"
+            if others[0].source == title:
+                for completion in others:
+                    completion.source += " (2)"
+            title = f"{title} and {others[0].source}"
+            completions += others
+    except (BadTable, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    page = write_page(completions, args.output, title)
+    cut = page["tokens_left_out"]
+    print(f"{args.output}: {shown}, {page['bytes'] / 1e6:.1f} MB" + (f", {cut:,} tokens left out" if cut else ""))
+    return 0
