@@ -11,15 +11,14 @@ train: the floor of a step with a full critic is 18/10 of one without, if genera
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from measuring import make_model, make_tokenizer, peak_memory, run_in_process
 
 
 ARMS = ("GRPO", "full critic", "LoRA critic", "GRPO, LoRA policy", "LoRA policy, shared-base critic")
@@ -30,32 +29,16 @@ def run_one(arm: str, args) -> None:
     """Train in this process and print the step times in seconds and the peak memory in MiB."""
     from datasets import Dataset
     from peft import LoraConfig
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     from trl_credit import VAPOConfig, VAPOTrainer
 
-    vocab = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(vocab, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=args.vocab,
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=args.hidden // 64,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    tokenizer = make_tokenizer()
     cuda = torch.cuda.is_available()
     # On the CPU: what the run adds to the libraries.
-    libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    libraries = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
-        model = AutoModelForCausalLM.from_config(config)
+        model = make_model(tokenizer, args.hidden, args.layers, args.vocab)
         parameters = sum(p.numel() for p in model.parameters())
         model.save_pretrained(f"{folder}/model")
         tokenizer.save_pretrained(f"{folder}/model")
@@ -105,14 +88,9 @@ def run_one(arm: str, args) -> None:
 
         trainer.training_step = timed
         trainer.train()
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20
-        if cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - libraries
-    )
     # A rollout serves two steps: the time of a pair, the first of which warms up.
     pairs = [sum(times[i : i + 2]) for i in range(2, len(times), 2)]
-    print(json.dumps({"times": pairs, "peak": peak, "parameters": parameters}))
+    print(json.dumps({"times": pairs, "peak": peak_memory() - libraries, "parameters": parameters}))
 
 
 def main():
@@ -132,9 +110,7 @@ def main():
     results = {arm: [] for arm in ARMS}
     for _ in range(args.rounds):
         for arm in ARMS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            results[arm].append(json.loads(output.splitlines()[-1]))
+            results[arm].append(run_in_process(__file__, *sys.argv[1:], "--arm", arm))
     base = statistics.median(t for result in results["GRPO"] for t in result["times"])
     base_peak = statistics.median(result["peak"] for result in results["GRPO"])
     parameters = results["GRPO"][0]["parameters"] / 1e6

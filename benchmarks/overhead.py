@@ -10,15 +10,14 @@ order. Completions always have the full length, so that both do the same work.
 import argparse
 import json
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from measuring import make_model, make_tokenizer, peak_memory, run_in_process
 
 
 TRAINERS = ("GRPOTrainer", "GRPOLambdaTrainer")
@@ -27,7 +26,6 @@ TRAINERS = ("GRPOTrainer", "GRPOLambdaTrainer")
 def run_one(name: str, args) -> None:
     """Train in this process and print the step times in seconds and the peak memory in MiB."""
     from datasets import Dataset
-    from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
     from trl import GRPOConfig, GRPOTrainer
 
     from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
@@ -36,26 +34,11 @@ def run_one(name: str, args) -> None:
         "GRPOTrainer": (GRPOTrainer, GRPOConfig, {}),
         "GRPOLambdaTrainer": (GRPOLambdaTrainer, GRPOLambdaConfig, {"trace_style": args.trace_style}),
     }[name]
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    vocab = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = Qwen2Tokenizer(vocab, merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=args.vocab,
-        hidden_size=args.hidden,
-        intermediate_size=4 * args.hidden,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 64,
-        num_key_value_heads=args.hidden // 64,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    tokenizer = make_tokenizer()
     cuda = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if cuda else torch.float32)
+        dtype = torch.bfloat16 if cuda else torch.float32
+        model = make_model(tokenizer, args.hidden, args.layers, args.vocab, dtype)
         config = config_class(
             folder,
             max_steps=args.steps + 1,
@@ -80,16 +63,7 @@ def run_one(name: str, args) -> None:
         )
         trainer.train()
     times = [entry["step_time"] for entry in trainer.state.log_history if "step_time" in entry]
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    )
-    print(json.dumps({"times": times[1:], "peak": peak}))  # the first step warms up
-
-
-def run_in_process(name: str, argv: list[str]) -> dict:
-    command = [sys.executable, __file__, *argv, "--only", name]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    return json.loads(output.strip().splitlines()[-1])
+    print(json.dumps({"times": times[1:], "peak": peak_memory()}))  # the first step warms up
 
 
 def main():
@@ -113,7 +87,7 @@ def main():
     runs = {name: [] for name in TRAINERS}
     for pair in range(args.pairs):
         for name in TRAINERS if pair % 2 == 0 else TRAINERS[::-1]:
-            runs[name].append(run_in_process(name, argv))
+            runs[name].append(run_in_process(__file__, *argv, "--only", name))
             last = runs[name][-1]
             print(f"pair {pair}: {name} {statistics.median(last['times']):.4f} s, {last['peak']:.1f} MiB", flush=True)
 

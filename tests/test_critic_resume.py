@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sppo_runs import critic_dir
 from tiny import tiny_model_dir
 
 
@@ -17,12 +18,13 @@ from tiny import tiny_model_dir
 WORKER = """
 import os, signal, sys
 import torch
-from vapo_runs import make_trainer
-from trl_credit import VAPOTrainer
+import sppo_runs, vapo_runs
+from trl_credit import SPPOTrainer, VAPOTrainer
 
 model, folder, kill_at, resume, kind = sys.argv[1:]
+make_trainer = (sppo_runs if kind == "sppo" else vapo_runs).make_trainer
 
-class Killed(VAPOTrainer):
+class Killed(SPPOTrainer if kind == "sppo" else VAPOTrainer):
     def update_critic(self, micro_batches, *args):
         if f"{self._pretraining['pretraining_steps']}+{self.state.global_step}" == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -31,6 +33,8 @@ class Killed(VAPOTrainer):
 settings = {}
 if kind == "lora":
     settings["critic_peft_config"] = {"r": 4, "target_modules": "all-linear"}
+if kind == "sppo":  # a critic of another family
+    settings = {"critic": f"{model}/critic", "reward_range": [0, 2]}
 trainer = make_trainer(
     model, folder, trainer=Killed, rollout=None, save_strategy="steps", save_steps=2, max_steps=5, optim="adamw_torch",
     critic_pretraining_steps=5, critic_lr_scheduler_type="linear", critic_warmup_steps=2, num_generations=2,
@@ -43,7 +47,9 @@ trainer.train(resume_from_checkpoint=True if resume == "resume" else None)
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
+    folder = tiny_model_dir(tmp_path_factory.mktemp("model"))
+    critic_dir(folder / "critic")
+    return str(folder)
 
 
 def run(model_dir, folder, kill_at="never", resume="fresh", kind="full"):
@@ -58,11 +64,18 @@ def run(model_dir, folder, kill_at="never", resume="fresh", kind="full"):
     assert result.returncode == (0 if kill_at == "never" else -signal.SIGKILL), result.stderr[-3000:]
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
-def never_killed(request, model_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("never_killed")
-    run(model_dir, folder, kind=request.param)
-    return request.param, folder
+@pytest.fixture(scope="module")
+def never_killed(model_dir, tmp_path_factory):
+    """The folder of a whole run of each kind."""
+    folders = {}
+
+    def get(kind):
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(f"never_killed_{kind}")
+            run(model_dir, folders[kind], kind=kind)
+        return folders[kind]
+
+    return get
 
 
 def same_tensors(a, b):
@@ -76,9 +89,12 @@ def same_tensors(a, b):
 
 
 # Pretraining steps + optimizer steps that are done when it dies.
-@pytest.mark.parametrize("kill_at", ["3+0", "5+1", "5+3"])
-def test_killed_and_resumed_is_never_killed_to_the_bit(kill_at, never_killed, model_dir, tmp_path):
-    kind, whole = never_killed
+@pytest.mark.parametrize(
+    ("kind", "kill_at"),
+    [*((kind, kill_at) for kind in ("full", "lora") for kill_at in ("3+0", "5+1", "5+3")), ("sppo", "5+3")],
+)
+def test_killed_and_resumed_is_never_killed_to_the_bit(kind, kill_at, never_killed, model_dir, tmp_path):
+    whole = never_killed(kind)
     run(model_dir, tmp_path, kill_at=kill_at, kind=kind)
     assert not (tmp_path / "checkpoint-5").exists()
     run(model_dir, tmp_path, resume="resume", kind=kind)
@@ -132,11 +148,11 @@ def test_a_checkpoint_without_the_critics_state_is_refused(model_dir, tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
-def test_the_critic_of_a_checkpoint_loads_anywhere(never_killed):
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_critic_of_a_checkpoint_loads_anywhere(kind, never_killed):
     from transformers import AutoModelForTokenClassification
 
-    kind, folder = never_killed
-    saved = folder / "checkpoint-5" / "critic"
+    saved = never_killed(kind) / "checkpoint-5" / "critic"
     critic = AutoModelForTokenClassification.from_pretrained(saved, num_labels=1)
     name = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
     heads = [weight for key, weight in load_file(saved / name).items() if key.endswith("score.weight")]

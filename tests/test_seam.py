@@ -51,6 +51,8 @@ FOR_CRITICS = {
     "_load_from_checkpoint",
     "_buffered_inputs",
     "_tokenizer",
+    "environment_factories",
+    "chat_template_kwargs",
     "save_model",
     "get_train_dataloader",
     "log_completions",
@@ -58,6 +60,8 @@ FOR_CRITICS = {
     "num_generations_eval",
     "num_iterations",
     "split_tensor_dict",
+    "unwrap_model_for_generation",
+    "VLLMGeneration",
 }
 SETTINGS = {
     "per_device_train_batch_size": 2,
@@ -547,13 +551,14 @@ def launcher():
 
 @check
 def script_gets_its_trainer_from_trl_when_it_runs():
-    main = getattr(importlib.import_module("trl.scripts.grpo"), "main", None)
-    assert isinstance(main, FunctionType), "`trl.scripts.grpo` has no `main` any more"
-    assert "GRPOTrainer" in main.__code__.co_varnames, "`main` does not import `GRPOTrainer` when it is called"
-    parameters = list(inspect.signature(main).parameters)
-    assert parameters == ["script_args", "training_args", "model_args", "dataset_args"], (
-        f"`main` takes {parameters}, not what its parser returns"
-    )
+    for script, trainer in (("trl.scripts.grpo", "GRPOTrainer"), ("trl.scripts.sft", "SFTTrainer")):
+        main = getattr(importlib.import_module(script), "main", None)
+        assert isinstance(main, FunctionType), f"`{script}` has no `main` any more"
+        assert trainer in main.__code__.co_varnames, f"`main` does not import `{trainer}` when it is called"
+        parameters = list(inspect.signature(main).parameters)
+        assert parameters == ["script_args", "training_args", "model_args", "dataset_args"], (
+            f"`main` takes {parameters}, not what its parser returns"
+        )
     env = importlib.import_module("trl.scripts.env")
     assert hasattr(env, "print_env"), "`trl.scripts.env` has no `print_env` any more"
 
@@ -573,6 +578,7 @@ MODULES = (
     "trl.scripts.utils",
     "trl.scripts.env",
     "trl.scripts.grpo",
+    "trl.scripts.sft",
     "trl.cli.accelerate_config",
     "trl.cli.accelerate_launcher",
     "trl.cli.commands.training",
@@ -669,6 +675,7 @@ MOVES: list[tuple[str, ...]] = [
         f"        # Compute the loss\n →         self.{FORWARD}(model, input_ids, attention_mask, logits_to_keep)\n",
     ),
     ("GRPOTrainer", "    from trl import GRPOTrainer, →     global GRPOTrainer\n    from trl import GRPOTrainer,"),
+    ("SFTTrainer", "    from trl import SFTTrainer, →     global SFTTrainer\n    from trl import SFTTrainer,"),
     # Shapes
     (FORWARD, "return logps, entropies, aux_loss → return logps, entropies"),
     (FORWARD, "logps = torch.cat(all_logps, dim=0) → logps = torch.cat(all_logps, dim=0)[:, 1:]"),

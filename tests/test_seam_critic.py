@@ -112,6 +112,8 @@ def missing(seen) -> list[str]:
     need("extra" in getattr(trainer, "_logs", {}), "_logs: extra")
     need(all(call[2].get("completion_ids") for call in of("reward")), "reward functions: completion_ids")
     need(trainer.log_completions is False, "log_completions")
+    need(getattr(trainer.args, "chat_template_kwargs", 0) is None, "chat_template_kwargs")
+    need(getattr(trainer, "environment_factories", 0) is None and trainer.tools == [], "environment_factories, tools")
     need(len(next(iter(trainer.get_train_dataloader()))) == 2 * 4, "get_train_dataloader")
     need(
         hasattr(trainer, "_tokenizer") and trainer.num_generations_eval == trainer.num_iterations + 1 == 2, "attributes"
@@ -153,6 +155,39 @@ def test_a_name_that_moves_is_named(model_dir, tmp_path, monkeypatch):
         setattr(seen.trainer, name, kept)
     monkeypatch.setattr(utils, "split_tensor_dict", lambda rollout, parts: [rollout])
     assert missing(seen) == ["shuffle_sequence_dict, split_tensor_dict"]
+
+
+def test_a_network_beside_the_policy_generates_as_trls_policy_does(model_dir):
+    from accelerate import Accelerator
+    from transformers import AutoModelForCausalLM
+    from trl.generation.vllm_generation import VLLMGeneration
+    from trl.models import unwrap_model_for_generation
+
+    network = AutoModelForCausalLM.from_pretrained(model_dir)
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    with unwrap_model_for_generation(
+        network, Accelerator(cpu=True), gather_deepspeed3_params=True, gradient_checkpointing_kwargs={}
+    ) as unwrapped:
+        assert unwrapped is network and not network.is_activation_checkpointing
+    assert network.is_activation_checkpointing
+
+    arguments = inspect.signature(VLLMGeneration.__init__).parameters
+    ours = {"model", "accelerator", "processing_class", "mode", "server_base_url", "server_timeout", "group_port"}
+    ours |= {"tensor_parallel_size", "gpu_memory_utilization", "max_model_length", "enable_sleep_mode", "model_impl"}
+    ours |= {"trust_remote_code", "temperature", "max_completion_length"}
+    assert ours <= set(arguments)
+    # What REINFORCE relies on: the whole distribution is sampled unless told otherwise.
+    whole = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert {name: arguments[name].default for name in whole} == whole
+    assert list(inspect.signature(VLLMGeneration.generate).parameters)[1:4] == ["prompts", "images", "num_generations"]
+    assert list(inspect.signature(VLLMGeneration.sync_weights).parameters) == ["self"]
+
+
+def test_lists_in_a_rollout_stay_with_their_rows():
+    rollout = {"ids": torch.arange(4), "readings": ["0", None, "2", "3"]}
+    parts = utils.split_tensor_dict(utils.shuffle_sequence_dict(rollout), 2)
+    for part in parts:
+        assert part["readings"] == [None if i == 1 else str(i) for i in part["ids"].tolist()]
 
 
 def test_one_completion_for_a_prompt_passes_grpo_configs_check_and_stays_one(tmp_path):

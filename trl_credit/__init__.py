@@ -12,10 +12,20 @@ _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
     "CriticEngine": "trl_credit.critic_engine",
+    "GenACConfig": "trl_credit.trainers.genac.genac_config",
+    "GenACTrainer": "trl_credit.trainers.genac.genac_trainer",
+    "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
+    "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
+    "CriticProbeCallback": "trl_credit.diagnostics",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
+    "binary_cross_entropy": "trl_credit.credit.value_loss",
+    "brier_score": "trl_credit.credit.calibration",
+    "calibration_sums": "trl_credit.credit.calibration",
     "eligibility_trace": "trl_credit.credit.traces",
+    "evaluate_critic": "trl_credit.diagnostics",
+    "expected_calibration_error": "trl_credit.credit.calibration",
     "gae": "trl_credit.credit.gae",
     "length_adaptive_lambda": "trl_credit.credit.gae",
     "linear_recurrence": "trl_credit.credit.recurrence",
@@ -29,6 +39,9 @@ _LAZY = {
 __all__ = ["__version__", *_LAZY]
 
 if TYPE_CHECKING:
+    from .credit.calibration import brier_score as brier_score
+    from .credit.calibration import calibration_sums as calibration_sums
+    from .credit.calibration import expected_calibration_error as expected_calibration_error
     from .credit.gae import gae as gae
     from .credit.gae import length_adaptive_lambda as length_adaptive_lambda
     from .credit.gae import monte_carlo_returns as monte_carlo_returns
@@ -39,9 +52,16 @@ if TYPE_CHECKING:
     from .credit.traces import adjoint_trace as adjoint_trace
     from .credit.traces import eligibility_trace as eligibility_trace
     from .credit.traces import trace_weights as trace_weights
+    from .credit.value_loss import binary_cross_entropy as binary_cross_entropy
     from .critic_engine import CriticEngine as CriticEngine
+    from .diagnostics import CriticProbeCallback as CriticProbeCallback
+    from .diagnostics import evaluate_critic as evaluate_critic
+    from .trainers.genac.genac_config import GenACConfig as GenACConfig
+    from .trainers.genac.genac_trainer import GenACTrainer as GenACTrainer
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+    from .trainers.sppo.sppo_config import SPPOConfig as SPPOConfig
+    from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
     from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
 

@@ -75,8 +75,9 @@ class CriticEngine:
     def __init__(self, network: nn.Module, accelerator: Accelerator, settings: CriticOptimization):
         self.network, self.accelerator, self.settings = network, accelerator, settings
         self.steps = 0
+        self.checkpointing_kwargs: dict = {}
         if settings.gradient_checkpointing:
-            _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
+            self.checkpointing_kwargs = _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
         self.network = self.backend.network
         self.module.eval()
@@ -94,7 +95,7 @@ class CriticEngine:
         return self.schedule.get_last_lr()[0]
 
     @torch.no_grad()
-    def evaluate(self, forward: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
+    def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
         with self.accelerator.autocast():
             return forward(self.module)
@@ -218,7 +219,7 @@ def _dtype(network: nn.Module) -> torch.dtype:
     return next(p.dtype for p in network.parameters() if p.is_floating_point())
 
 
-def _checkpoint_gradients(network: Any, kwargs: dict | None) -> None:
+def _checkpoint_gradients(network: Any, kwargs: dict | None) -> dict:
     kwargs = dict(kwargs or {})
     if is_peft_model(network):
         if is_deepspeed_zero3_enabled():  # ZeRO-3 gathers weights again in the recomputation only when it is reentrant
@@ -226,6 +227,7 @@ def _checkpoint_gradients(network: Any, kwargs: dict | None) -> None:
         network.enable_input_require_grads()
     kwargs.setdefault("use_reentrant", False)
     network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    return kwargs
 
 
 @contextmanager

@@ -46,6 +46,8 @@ class LocalBackend:
 
     network: Any  # a `PreTrainedModel`, a `PeftModel`, ...
     module: Any  # the same as it is wrapped: DDP, a DeepSpeed engine, an FSDP module
+    # Whether weights are split over processes, which must then make their forward passes together.
+    splits_weights = False
 
     def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
         self.network, self.accelerator, self.max_grad_norm = network, accelerator, max_grad_norm
@@ -106,8 +108,11 @@ class LocalBackend:
 class FSDP2Backend(LocalBackend):
     """Weights, gradients and optimizer state split over processes by `fully_shard`."""
 
+    splits_weights = True
+
     def wrap(self) -> Any:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+        from torch.distributed.fsdp import register_fsdp_forward_method
 
         plugin = self.accelerator.state.fsdp_plugin
         kept = plugin.transformer_cls_names_to_wrap
@@ -118,6 +123,9 @@ class FSDP2Backend(LocalBackend):
             self.network = fsdp2_prepare_model(self.accelerator, self.network)
         finally:
             plugin.transformer_cls_names_to_wrap = kept
+        if is_peft_model(self.network) and hasattr(self.network, "generate"):
+            # It calls its base model, not itself, and FSDP gathers what no layer holds when the whole is called.
+            register_fsdp_forward_method(self.network, "generate")
         return self.network
 
     @contextmanager
@@ -158,6 +166,7 @@ class DeepSpeedBackend(LocalBackend):
             model=network, optimizer=self.optimizer, config=self.config(max_grad_norm)
         )
         self.stage = self.module.zero_optimization_stage()
+        self.splits_weights = self.stage == 3
 
     def config(self, max_grad_norm: float) -> dict:
         config = deepcopy(self.accelerator.state.deepspeed_plugin.deepspeed_config)

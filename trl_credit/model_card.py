@@ -34,7 +34,8 @@ def add_credit_settings(card: Path, config, base_config_class: type) -> None:
     """
     base = {field.name for field in fields(base_config_class)}
     names = [field.name for field in fields(config) if field.name not in base] + list(_SHARED_SETTINGS)
-    table = "\n".join(f"| `{name}` | `{getattr(config, name)}` |" for name in names)
+    values = {name: str(getattr(config, name)).replace("\n", "\\n") for name in names}
+    table = "\n".join(f"| `{name}` | `{value}` |" for name, value in values.items())
     section = (
         "### Credit assignment\n\n"
         f"Trained with trl_credit {version('trl-credit')}.\n\n"

@@ -47,6 +47,8 @@ if version("trl") not in TRL_VERSIONS:
     )
 
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
+from trl.models import unwrap_model_for_generation  # noqa: E402
 from trl.trainer.utils import (  # noqa: E402
     get_config_model_id,
     is_async_callable,
@@ -359,6 +361,50 @@ class CreditTrainer(GRPOTrainer):
                     gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
             gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
         return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
+
+    @contextmanager
+    def unwrapped_for_generation(self, module: nn.Module, checkpointing_kwargs: dict | None = None):
+        """
+        A network trained beside the policy as `generate` needs it, which is how TRL prepares the policy.
+
+        Args:
+            module (`nn.Module`):
+                The network as it is wrapped.
+            checkpointing_kwargs (`dict`, *optional*):
+                Those of its gradient checkpointing, which is off meanwhile.
+        """
+        with unwrap_model_for_generation(
+            module,  # type: ignore[arg-type]
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=checkpointing_kwargs,
+        ) as network:
+            yield network
+
+    def vllm_beside(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
+        """
+        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode. Call `sync_weights`
+        before `generate` whenever the network has moved, and both on every process, with as many prompts.
+
+        Args:
+            network (`nn.Module`):
+                The network, on its devices.
+            processing_class (`PreTrainedTokenizerBase`):
+                Its tokenizer.
+            settings:
+                Further arguments of [`~trl.generation.vllm_generation.VLLMGeneration`].
+        """
+        return VLLMGeneration(
+            model=network,  # type: ignore[arg-type]
+            accelerator=self.accelerator,
+            processing_class=processing_class,
+            server_timeout=self.args.vllm_server_timeout,
+            tensor_parallel_size=self.args.vllm_tensor_parallel_size,
+            enable_sleep_mode=self.args.vllm_enable_sleep_mode,
+            model_impl=self.args.vllm_model_impl,
+            trust_remote_code=self.args.trust_remote_code,
+            **settings,
+        )
 
     # --- Wrapped methods of TRL
 
@@ -849,15 +895,28 @@ def run_grpo_script(trainer_class: type[GRPOTrainer], *args) -> None:
         args:
             The script's arguments as its parser returns them.
     """
-    import trl
     from trl.scripts.grpo import main
 
-    # `main` imports `GRPOTrainer` from `trl` when it is called. If it got it in any other way, it would train plain
-    # GRPO without a word.
-    if "GRPOTrainer" not in main.__code__.co_varnames:
-        raise ImportError("`trl.scripts.grpo.main` no longer imports `GRPOTrainer` when it is called.")
-    trl.GRPOTrainer = trainer_class  # type: ignore[misc]
+    _run_script(main, "GRPOTrainer", trainer_class, *args)
+
+
+def run_sft_script(trainer_class: type, *args) -> None:
+    """The same with the script of `trl sft` and a subclass of [`~trl.SFTTrainer`]."""
+    from trl.scripts.sft import main
+
+    _run_script(main, "SFTTrainer", trainer_class, *args)
+
+
+def _run_script(main, name: str, trainer_class: type, *args) -> None:
+    import trl
+
+    # `main` imports the trainer from `trl` when it is called. If it got it in any other way, it would train TRL's own
+    # without a word.
+    if name not in main.__code__.co_varnames:
+        raise ImportError(f"`{main.__module__}.main` no longer imports `{name}` when it is called.")
+    original = getattr(trl, name)
+    setattr(trl, name, trainer_class)
     try:
         main(*args)
     finally:
-        trl.GRPOTrainer = GRPOTrainer  # type: ignore[misc]
+        setattr(trl, name, original)

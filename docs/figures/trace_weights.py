@@ -1,15 +1,10 @@
 """Draws `trace_weights-light.svg` and `trace_weights-dark.svg`, the figure of the GRPO-λ page, into this folder."""
 
-from pathlib import Path
-
-import matplotlib
 import torch
+from matplotlib import pyplot as plt
+from theme import save, tone
 
 from trl_credit import adjoint_trace, eligibility_trace
-
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
 
 
 TOKENS, ROW = 256, 160
@@ -17,7 +12,7 @@ STYLES = {"recent": "-", "both": "--"}
 DECAYS = {0.9: "#e07b39", 0.99: "#4f7fd9"}
 
 
-def draw(path: Path, ink: str) -> None:
+def draw(ink: str) -> plt.Figure:
     mask = torch.ones(1, TOKENS)
     unit = torch.eye(TOKENS)
     fig, (row_axes, weight_axes) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -37,15 +32,9 @@ def draw(path: Path, ink: str) -> None:
     weight_axes.annotate("GRPO", (8, 1.06), color=ink, fontsize=8)
     row_axes.legend(loc="upper center", labelcolor=ink, frameon=False, fontsize=8)
     for axes in (row_axes, weight_axes):
-        axes.tick_params(which="both", colors=ink)
-        axes.spines[:].set_visible(False)
-        axes.grid(color=ink, alpha=0.15)
-        axes.title.set(color=ink, fontsize=10)
-        axes.xaxis.label.set_color(ink)
-    fig.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
+        tone(axes, ink)
+    return fig
 
 
 if __name__ == "__main__":
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "trl_credit", "font.family": "sans-serif"})
-    for theme, ink in (("light", "#333333"), ("dark", "#c8ccd8")):
-        draw(Path(__file__).with_name(f"trace_weights-{theme}.svg"), ink)
+    save("trace_weights", draw)

@@ -1,4 +1,4 @@
-"""VAPO on the engines that people train on, each started for real: two processes, gloo, no GPU, two networks."""
+"""Critics on the engines that people train on, each started for real: two processes, gloo, no GPU, two networks."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 import vapo_worker
 from launch import BIN, CONFIGS, TESTS, accelerate, run
 from safetensors.torch import load_file
+from sppo_runs import critic_dir
 from tiny import tiny_model_dir
 from transformers import AutoModelForTokenClassification
 
@@ -18,6 +19,7 @@ ENGINES = {
     "zero3": {"class": "DeepSpeedEngine", "zero_stage": 3, "sharded": False},
     "fsdp2": {"class": "FSDPModule", "zero_stage": None, "sharded": True},
 }
+SPPO = [name for name in vapo_worker.SPPO_SCENARIOS if "a prompt" in name]
 # Seen: weights of both networks 2e-7, losses 3e-7, gradient norms 2e-6 relative.
 TOLERANCE = 1e-5
 CRITIC_METRICS = ("critic/loss", "critic/grad_norm", "critic/explained_variance", "critic/value_mean")
@@ -34,13 +36,15 @@ class Run:
         history = json.loads((folder / "history.json").read_text())
         self.engines = {"policy": history["policy"], "critic": history["critic"]}
         self.steps, self.pretraining = history["steps"], history["pretraining"]
-        self.critic_steps = history["critic_steps"]
+        self.critic_steps, self.prompts_read = history["critic_steps"], history["prompts_read"]
         self.weights = {"policy": load_weights(folder), "critic": load_weights(folder / "critic")}
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+    folder = tiny_model_dir(tmp_path_factory.mktemp("model"))
+    critic_dir(folder / "critic")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +55,8 @@ def runs(model_dir, tmp_path_factory):
     def get(engine: str) -> dict[str, Run]:
         if engine not in cache:
             folder = tmp_path_factory.mktemp(engine)
-            scenarios = [name for name in vapo_worker.SCENARIOS if name != "shared" or engine == "ddp"]
+            scenarios = [*vapo_worker.SCENARIOS, *vapo_worker.SPPO_SCENARIOS]
+            scenarios = [name for name in scenarios if name != "shared" or engine == "ddp"]
             script = [TESTS / "distributed" / "vapo_worker.py", model_dir, folder, *scenarios]
             if engine == "ddp":
                 command = [BIN / "torchrun", "--standalone", "--nproc-per-node", 2, *script]
@@ -67,7 +72,7 @@ def runs(model_dir, tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_process(model_dir, tmp_path_factory):
     runs = {}
-    for scenario in ("full", "lora", "shared"):
+    for scenario in ("full", "lora", "shared", *SPPO):
         folder = tmp_path_factory.mktemp("one_process") / scenario
         vapo_worker.train(str(model_dir), str(folder), scenario, use_cpu=True, gradient_accumulation_steps=4)
         runs[scenario] = Run(folder)
@@ -99,7 +104,7 @@ def test_it_is_this_engine_for_both_networks(runs, engine, network):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("scenario", ["full", "lora"])
+@pytest.mark.parametrize("scenario", ["full", "lora", *SPPO])
 def test_two_processes_accumulating_2_train_both_networks_as_one_accumulating_4(runs, one_process, engine, scenario):
     assert_same(runs(engine)[scenario], one_process[scenario], TOLERANCE)
 
@@ -127,10 +132,16 @@ def test_gradient_checkpointing_changes_nothing(runs, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_resumed_run_is_the_run(runs, engine):
-    resumed, saved = runs(engine)["resumed"], runs(engine)["saved"]
+@pytest.mark.parametrize("trainer", ["", "sppo, "], ids=["vapo", "sppo"])
+def test_a_resumed_run_is_the_run(runs, engine, trainer):
+    resumed, saved = runs(engine)[f"{trainer}resumed"], runs(engine)[f"{trainer}saved"]
     assert resumed.critic_steps == saved.critic_steps == 5
     assert_same(resumed, saved, 0)
+
+
+def test_a_prompt_whose_completions_are_on_both_processes_goes_through_the_critic_once(runs):
+    # Three prompts: two for one process, the other one for the second, which repeats it to keep step.
+    assert runs("ddp")["sppo, 4 a prompt"].prompts_read == 2 * [5 * [2, 2]]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

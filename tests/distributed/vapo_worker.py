@@ -1,5 +1,5 @@
 """
-What each process of a distributed VAPO test runs: `python vapo_worker.py MODEL_DIR OUTPUT_DIR SCENARIO...`.
+What each process of a distributed test of a critic runs: `python vapo_worker.py MODEL_DIR OUTPUT_DIR SCENARIO...`.
 
 Rank 0 leaves in `OUTPUT_DIR/<scenario>` both networks as they are saved, and in `history.json` what was logged and on
 which engines they ran.
@@ -13,27 +13,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from datasets import Dataset
+import sppo_runs
+import vapo_runs
+from accelerate.utils import gather_object
 from peft import LoraConfig
 from torch import distributed
-from vapo_runs import PROMPTS, SETTINGS, fixed_rollout, share_of_even
+from vapo_runs import SETTINGS
 
-from trl_credit import VAPOConfig, VAPOTrainer
+from trl_credit import VAPOTrainer
 
 
 COMMON = {
     **SETTINGS,
     "use_cpu": False,
     "per_device_train_batch_size": 2,
-    "num_generations": 4,
     "max_steps": 3,
     "critic_pretraining_steps": 2,
-    "length_adaptive_alpha": 1.5,
     "critic_learning_rate": 1e-2,
     "critic_max_grad_norm": 0.5,
     "critic_weight_decay": 0.1,
-    "whiten_advantages": True,
 }
+VAPO = {"num_generations": 4, "length_adaptive_alpha": 1.5, "whiten_advantages": True}
 SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
 SCENARIOS = {
     "full": {},
@@ -42,6 +42,14 @@ SCENARIOS = {
     "shared": {"critic_share_base": True},  # and the policy has adapters
     "saved": SAVED,
     "resumed": SAVED,
+}
+IN_THREES = {"per_device_train_batch_size": 3, "reward": sppo_runs.unscored_now_and_then}
+SPPO_SCENARIOS = {  # the critic is of another family
+    "sppo, 1 a prompt": {},
+    "sppo, 3 a prompt": {"num_generations": 3, **IN_THREES},
+    "sppo, 4 a prompt": {"num_generations": 4, **IN_THREES},  # of three groups the second is on both processes
+    "sppo, saved": SAVED,
+    "sppo, resumed": SAVED,
 }
 
 
@@ -55,14 +63,14 @@ def engine(module, accelerator) -> dict:
 
 
 def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = None, **settings) -> dict:
-    trainer = VAPOTrainer(
-        model=model_dir,
-        reward_funcs=share_of_even,
-        args=VAPOConfig(output_dir, **{**COMMON, **SCENARIOS[scenario], **settings}),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        rollout_func=fixed_rollout,
-        peft_config=LoraConfig(r=4, target_modules="all-linear") if scenario == "shared" else None,
-    )
+    if scenario in SPPO_SCENARIOS:
+        settings = {**COMMON, **SPPO_SCENARIOS[scenario], **settings, "critic": f"{model_dir}/critic"}
+        trainer = sppo_runs.make_trainer(model_dir, output_dir, **settings)
+    else:
+        if scenario == "shared":
+            settings["peft_config"] = LoraConfig(r=4, target_modules="all-linear")
+        settings = {**COMMON, **VAPO, **SCENARIOS[scenario], **settings}
+        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=VAPOTrainer, **settings)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     result = {
@@ -71,6 +79,7 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
         "steps": [entry for entry in trainer.state.log_history if "loss" in entry],
         "pretraining": [entry for entry in trainer.state.log_history if "critic_pretraining/loss" in entry],
         "critic_steps": trainer.engine.steps,
+        "prompts_read": gather_object([getattr(trainer, "prompts_read", [])]),
     }
     if trainer.is_world_process_zero():
         (Path(output_dir) / "history.json").write_text(json.dumps(result))
@@ -83,7 +92,8 @@ if __name__ == "__main__":
     accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
     on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
     for scenario in scenarios:
-        resume = f"{output_dir}/saved/checkpoint-2" if scenario == "resumed" else None
+        whole = scenario.replace("resumed", "saved")
+        resume = f"{output_dir}/{whole}/checkpoint-2" if scenario != whole else None
         train(model_dir, f"{output_dir}/{scenario}", scenario, resume, gradient_accumulation_steps=2, **on_cpu)
     # Else gloo's threads may outlive what they use, and abort the process at its end.
     if distributed.is_initialized():

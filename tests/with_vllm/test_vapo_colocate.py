@@ -13,10 +13,11 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed; tests/with_vll
 import cpu_build  # noqa: E402
 from peft import LoraConfig, PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from sppo_runs import critic_dir  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification  # noqa: E402
 from vllm_training import SAME, assert_example_trained, example_command, logp_gap, make_trainer, steps  # noqa: E402
 
-from trl_credit import VAPOConfig, VAPOTrainer  # noqa: E402
+from trl_credit import SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer  # noqa: E402
 
 
 pytestmark = pytest.mark.vllm
@@ -32,6 +33,13 @@ def make_vapo(model_dir, output_dir, **settings):
         **settings,
     }
     return make_trainer(model_dir, output_dir, VAPOTrainer, VAPOConfig, **settings)
+
+
+def make_sppo(model_dir, output_dir):
+    """The same, with a critic of another family that reads the prompt in its own tokens."""
+    settings = {"critic_pretraining_steps": 2, "critic_learning_rate": 1e-2, "max_steps": 2, "num_generations": 1}
+    settings |= {"reward_range": [0, 2], "critic_model_name_or_path": str(critic_dir(output_dir / "llama"))}
+    return make_trainer(model_dir, output_dir, SPPOTrainer, SPPOConfig, **settings)
 
 
 def weights_received(engine, monkeypatch) -> Counter:
@@ -58,8 +66,9 @@ def snapshot(model) -> dict:
     return copy.deepcopy(model.state_dict())
 
 
-def test_vllm_follows_the_policy_and_never_sees_the_critic(model_dir, tmp_path, float32, monkeypatch):
-    trainer = make_vapo(model_dir, tmp_path)
+@pytest.mark.parametrize("make", [make_vapo, make_sppo], ids=["vapo", "sppo"])
+def test_vllm_follows_the_policy_and_never_sees_the_critic(make, model_dir, tmp_path, float32, monkeypatch):
+    trainer = make(model_dir, tmp_path)
     engine = trainer.vllm_generation.llm
     assert trainer.use_vllm and trainer.vllm_mode == "colocate"
     assert type(engine) is vllm.LLM

@@ -10,12 +10,18 @@ from importlib.metadata import version
 _TRAINING = {
     "grpo-lambda": "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces",
     "vapo": "Train with VAPO, VC-PPO or PPO: token-level credit from a critic",
+    "sppo": "Train with SPPO: one completion a prompt, and a critic that reads the prompt alone",
+    "genac": "Train with GenAC: segment-level credit from a critic that reasons in words",
+    "genac-traces": "Stage 1 of GenAC: sample partial solutions, and ask an oracle to reason about their value",
+    "genac-sft": "Stage 1 of GenAC: fit the critic to the oracle's traces",
+    "genac-pretrain": "Stage 2 of GenAC: train the critic by REINFORCE on rollouts of a policy that does not move",
     "pretrain-critic": "Fit a critic to a policy that does not move, to be used by later runs",
 }
 # All others: the module whose `main(argv)` they are.
 _OTHERS = {
     "inspect": ("trl_credit.cli.inspect", "Write a page that shows what each token of a run's completions was given"),
     "quickstart": ("trl_credit.quickstart", "Build a small language model that reasons, train it and show the gain"),
+    "critic-report": ("trl_credit.cli.critic_report", "Measure what critics know, against Monte-Carlo truth"),
     "env": ("trl_credit.cli.env", "Print versions and what is installed, for a bug report"),
 }
 

@@ -1,6 +1,7 @@
-"""Losses of a value network, per token."""
+"""Losses of a value network, for each value."""
 
 import torch
+import torch.nn.functional as F
 
 
 def squared_error(
@@ -40,3 +41,20 @@ def squared_error(
 def clip_share(values: torch.Tensor, old_values: torch.Tensor, clip_range: float) -> torch.Tensor:
     """Which values have moved further than `clip_range` from those of the rollout, boolean."""
     return (values.detach().float() - old_values.float()).abs() > clip_range
+
+
+def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    r"""
+    \\( -R \log V - (1 - R) \log(1 - V) \\) with \\( V = \sigma(\text{logit}) \\), from the logit, so that it is exact
+    where V rounds to 0 or 1. Equation of the critic's loss in arXiv:2604.08865.
+
+    Args:
+        logits (`torch.Tensor`):
+            Outputs of the critic, with gradient, any shape.
+        targets (`torch.Tensor`):
+            R in [0, 1], same shape; numbers in between are as good as 0 and 1.
+
+    Returns:
+        `torch.Tensor`: The loss of each, in float32.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")

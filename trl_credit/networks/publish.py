@@ -18,18 +18,10 @@ def write_critic_card(folder: Path, trainer) -> None:
     args = trainer.args
     base = f"base_model: {policy}\n" if policy and not Path(policy).exists() else ""
     names = [name for name in sorted(vars(args)) if name.startswith("critic_")]
-    names += [
-        name for name in ("gamma", "truncation", "num_generations", "max_completion_length") if hasattr(args, name)
-    ]
-    table = "\n".join(f"| `{name}` | `{getattr(args, name)}` |" for name in names)
-    loader = "AutoPeftModelForTokenClassification" if hasattr(trainer.critic, "peft_config") else None
-    if loader:
-        load = f"from peft import {loader}\n\ncritic = {loader}.from_pretrained(path, num_labels=1)"
-    else:
-        load = (
-            "from transformers import AutoModelForTokenClassification\n\n"
-            "critic = AutoModelForTokenClassification.from_pretrained(path)"
-        )
+    others = ("reward_range", "gamma", "truncation", "num_generations", "max_completion_length")
+    names += [name for name in others if hasattr(args, name)]
+    values = {name: str(getattr(args, name)).replace("\n", "\\n") for name in names}
+    table = "\n".join(f"| `{name}` | `{value}` |" for name, value in values.items())
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers
@@ -42,13 +34,7 @@ library_name: transformers
 
 # Critic of a policy trained with {trainer._name}
 
-A value model: for every token of a prompt and completion it gives the reward that the policy is expected to end with.
-The value of the state in which token t is chosen is the output at the token before it.
-
-```python
-{load}
-values = critic(input_ids).logits.squeeze(-1)
-```
+{trainer.describe_critic()}
 
 Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version("trl-credit")} for {trainer.engine.steps}
 updates, beside the policy.
@@ -81,3 +67,13 @@ def push_critic(folder: Path, repo_id: str, args) -> str:
     repo = create_repo(repo_id, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
     upload_folder(repo_id=repo.repo_id, folder_path=folder, token=args.hub_token, commit_message="Critic")
     return repo.repo_id
+
+
+def loading_code(critic, task: str = "TokenClassification") -> str:
+    """How a critic is loaded from `path`, as Python; `task` is what transformers calls its kind of model."""
+    if hasattr(critic, "peft_config"):
+        loader, kwargs = f"AutoPeftModelFor{task}", ", num_labels=1" if task == "TokenClassification" else ""
+        package = "peft"
+    else:
+        loader, kwargs, package = f"AutoModelFor{task}", "", "transformers"
+    return f"from {package} import {loader}\n\ncritic = {loader}.from_pretrained(path{kwargs})"

@@ -95,7 +95,7 @@ def finish_token_critic(
                 nn.init.constant_(head.bias, initial_value)
     if initial_value and head.bias is None:
         raise ValueError(f"{type(network).__name__} has a head without bias, which cannot start at {initial_value}.")
-    _turn_dropout_off(network)
+    turn_dropout_off(network)
     if peft_config is not None:
         network = _add_adapters(network, peft_config)  # type: ignore[assignment]
     return network
@@ -225,7 +225,7 @@ def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config
     network.config.use_cache = False
     _use_float32_head(network)
     network = PeftModel.from_pretrained(network, source, is_trainable=True)  # type: ignore[assignment]
-    _turn_dropout_off(network)
+    turn_dropout_off(network)
     return network
 
 
@@ -239,7 +239,8 @@ def _use_float32_head(network: PreTrainedModel) -> Any:
     return head.float()
 
 
-def _turn_dropout_off(network: nn.Module) -> None:
+def turn_dropout_off(network: nn.Module) -> None:
+    """Set every dropout rate of a network to 0."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -248,17 +249,22 @@ def _turn_dropout_off(network: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
-    from peft import PeftConfig, TaskType, get_peft_model
-
-    if not isinstance(peft_config, PeftConfig):
-        raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
+def refuse_lora_dropout(peft_config: Any) -> None:
+    """Raise if a critic's adapters would have dropout."""
     dropout = getattr(peft_config, "lora_dropout", 0)
     if dropout:
         raise ValueError(
             f"`critic_peft_config` has lora_dropout={dropout}, but dropout would make values noisy: a "
             "critic is trained without. Set it to 0."
         )
+
+
+def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
+    from peft import PeftConfig, TaskType, get_peft_model
+
+    if not isinstance(peft_config, PeftConfig):
+        raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
+    refuse_lora_dropout(peft_config)
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = TaskType.TOKEN_CLS  # which trains the head and saves it with the adapters
     excluded = getattr(peft_config, "exclude_modules", None)

@@ -53,7 +53,7 @@ def train(
     model,
     tokenizer,
     task: Task,
-    method: str,
+    method: str | Method,
     *,
     steps: int,
     prompts_per_step: int,
@@ -67,8 +67,8 @@ def train(
     Train `model` in place.
 
     Args:
-        method (`str`):
-            `"grpo-lambda"` or `"grpo"`.
+        method (`str` or `Method`):
+            `"grpo-lambda"`, `"grpo"`, or a trainer of your own.
         minutes (`float`, *optional*):
             Stop after these, whether or not all steps are done.
         on_step (`Callable[[dict], None]`, *optional*):
@@ -79,6 +79,7 @@ def train(
     Returns:
         The trainer.
     """
+    method = METHODS[method] if isinstance(method, str) else method
     rng = random.Random(f"train {seed}")
     problems = [task.draw(rng) for _ in range(steps * prompts_per_step)]
     dataset = Dataset.from_dict({"prompt": [task.prompt(problem) for problem in problems], "problem": problems})
@@ -91,7 +92,7 @@ def train(
     # Of several updates per rollout, each is a step of TRL's.
     settings["max_steps"] = steps * settings.get("num_iterations", 1)
     settings.setdefault("per_device_train_batch_size", prompts_per_step * settings["num_generations"])
-    config = METHODS[method].config(
+    config = method.config(
         str(output_dir),
         max_completion_length=task.max_completion_length,
         seed=seed,
@@ -101,7 +102,7 @@ def train(
         disable_tqdm=True,
         **settings,
     )
-    trainer = METHODS[method].trainer(
+    trainer = method.trainer(
         model=model,
         reward_funcs=correct,
         args=config,

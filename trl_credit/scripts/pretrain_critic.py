@@ -5,12 +5,12 @@ from pathlib import Path
 from trl_credit import VAPOConfig, VAPOTrainer
 from trl_credit.networks.publish import push_critic
 from trl_credit.scripts import grpo_parser
-from trl_credit.trainers.critic.critic_trainer import CRITIC_FOLDER
+from trl_credit.trainers.critic.critic_trainer import CRITIC_FOLDER, CriticTrainer
 from trl_credit.trl_seam import run_grpo_script
 
 
-class CriticPretrainer(VAPOTrainer):
-    """Its training is the pretraining; what it saves and publishes is the critic."""
+class CriticPretrainer(CriticTrainer):
+    """A trainer whose training is the pretraining; what it saves and publishes is the critic."""
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if self.only_pretrains:
@@ -27,10 +27,14 @@ class CriticPretrainer(VAPOTrainer):
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, repo, self.args)
 
 
+class VAPOPretrainer(CriticPretrainer, VAPOTrainer):
+    """The pretraining of VAPO's critic."""
+
+
 def make_parser(prog: str | None = None):
     """The parser of `trl grpo` with the fields of this trainer's config."""
     return grpo_parser(VAPOConfig, prog)
 
 
 if __name__ == "__main__":
-    run_grpo_script(CriticPretrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    run_grpo_script(VAPOPretrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))

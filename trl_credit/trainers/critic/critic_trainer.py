@@ -7,8 +7,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from ...critic_engine import CriticEngine, CriticOptimization, seeded
-from ...networks.publish import push_critic, write_critic_card
-from ...trl_seam import CreditTrainer
+from ...networks.publish import loading_code, push_critic, write_critic_card
+from ...networks.shared_base import make_shared_base_critic
+from ...networks.token_critic import make_token_critic
+from ...trl_seam import CreditTrainer, critic_source
 from .critic_config import CriticConfig
 
 
@@ -71,7 +73,35 @@ class CriticTrainer(CreditTrainer):
         """How much counts in it."""
         raise NotImplementedError
 
+    def describe_critic(self) -> str:
+        """What the critic is and how others read its values, as the Markdown of its card."""
+        return (
+            "A value model: for every token of a prompt and completion it gives the reward that the policy is expected "
+            "to end\nwith. The value of the state in which token t is chosen is the output at the token before it.\n\n"
+            f"```python\n{loading_code(self.critic)}\nvalues = critic(input_ids).logits.squeeze(-1)\n```"
+        )
+
     # --- The critic in the run
+
+    def make_value_model(self, policy, critic, peft_config, initial_value: float) -> nn.Module:
+        """A network with one number for each token; its fresh head answers `initial_value` everywhere."""
+        if self.args.critic_share_base:
+            return make_shared_base_critic(self.model, critic, initial_value, peft_config)
+        source, init_kwargs = self.critic_checkpoint(policy, critic)
+        return make_token_critic(source, initial_value, peft_config, init_kwargs)
+
+    def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
+        """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
+        init_kwargs: Any = self.args.critic_model_init_kwargs
+        if critic is not None:
+            return critic, init_kwargs
+        source = critic_source(policy)
+        if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
+            shared: Any = self.args.model_init_kwargs or {}
+            shared = {name: value for name, value in shared.items() if value is not None}
+            shared.pop("quantization_config", None)
+            init_kwargs = {**shared, **(init_kwargs or {})}
+        return source, init_kwargs
 
     @property
     def critic_processing_class(self):

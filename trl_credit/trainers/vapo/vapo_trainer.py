@@ -1,14 +1,12 @@
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import clip_share, squared_error
-from ...networks.shared_base import make_shared_base_critic
-from ...networks.token_critic import make_token_critic, read_values, refuse_images
-from ...trl_seam import LossTerms, critic_source
+from ...networks.token_critic import read_values, refuse_images
+from ...trl_seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import extremes, fit_report, value_means
 from .vapo_config import VAPOConfig
@@ -68,18 +66,7 @@ class VAPOTrainer(CriticTrainer):
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        if self.args.critic_share_base:
-            return make_shared_base_critic(self.model, critic, self.args.critic_initial_value, peft_config)
-        source: Any = critic
-        init_kwargs: Any = self.args.critic_model_init_kwargs
-        if critic is None:
-            source = critic_source(policy)
-            if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
-                shared: Any = self.args.model_init_kwargs or {}
-                shared = {name: value for name, value in shared.items() if value is not None}
-                shared.pop("quantization_config", None)
-                init_kwargs = {**shared, **(init_kwargs or {})}
-        return make_token_critic(source, self.args.critic_initial_value, peft_config, init_kwargs)
+        return self.make_value_model(policy, critic, peft_config, self.args.critic_initial_value)
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]

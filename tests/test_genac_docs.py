@@ -1,0 +1,89 @@
+"""GenAC's page says what its config and its log say."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from genac_runs import fit_critic, make_trainer
+from test_docs import blocks, rows, section
+from tiny import tiny_model_dir
+
+from trl_credit import GenACConfig
+from trl_credit.cli import main
+
+
+PAGE = (Path(__file__).parents[1] / "docs/trainers/genac.md").read_text(encoding="utf-8")
+OWN_FIELDS = [field for field in fields(GenACConfig) if field.name in vars(GenACConfig)["__annotations__"]]
+
+
+def test_table_and_docstring_of_the_options_say_what_the_config_says():
+    expected = [[field.name, str(field.default), field.metadata["help"].replace("`", "")] for field in OWN_FIELDS]
+    found = [[cell.replace("`", "") for cell in row] for row in rows(section(PAGE, "## Configuration"))[1:]]
+    assert found == expected
+    documented = re.findall(r"^        (\w+) \(.*\*optional\*(?:, defaults to `(.*)`)?\):$", GenACConfig.__doc__, re.M)
+    assert {name: default.strip('"') or "None" for name, default in documented} == {
+        field.name: str(field.default).replace("1e-06", "1e-6") for field in OWN_FIELDS
+    }
+
+
+def test_the_recipe_is_a_config_with_the_papers_settings(tmp_path):
+    import yaml
+
+    recipe = Path(__file__).parents[1] / "trl_credit/recipes/genac.yaml"
+    settings = yaml.safe_load(recipe.read_text())
+    config = GenACConfig(str(tmp_path), bf16=False, per_device_train_batch_size=8, **settings)
+    assert (config.num_generations, config.critic_learning_rate, config.epsilon_high) == (8, 1e-6, None)
+    assert (config.max_completion_length, config.critic_max_completion_length) == (8192, 1024)
+
+
+def named(cell: str) -> set[str]:
+    """Metrics of a cell of the table: `critic/value_right_at_0`, … `_25` stand for names that begin alike."""
+    full, *others = re.findall(r"`([^`]+)`", cell) or [cell]  # `rows` takes the marks off a cell that is all code
+    stem = re.sub(r"_\d+$", "", full)
+    return {full} | {name if "/" in name else stem + name for name in others}
+
+
+def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(tmp_path):
+    model_dir = tiny_model_dir(tmp_path / "model")
+    critic = fit_critic(tmp_path / "critic")
+    evaluation = Dataset.from_dict({"prompt": ["ab", "q"]})
+    trainer = make_trainer(
+        model_dir,
+        tmp_path,
+        critic=critic,
+        max_steps=3,
+        num_generations=2,
+        eval_dataset=evaluation,
+        critic_pretraining_steps=2,
+        log_completions=True,
+    )
+    trainer.train()
+    logged = {name for entry in trainer.state.log_history for name in entry if name.startswith("critic/")}
+    explained = [named(metric) for metric, *_ in rows(section(PAGE, "## Logged metrics"))[1:]]
+    wrong = {f"critic/value_wrong_at_{share}" for share in (25, 50, 75, 100)}  # "the same"
+    assert logged == set().union(*explained) | wrong
+    assert sum(map(len, explained)) == len(set().union(*explained))
+
+    # The table of completions: segments that are the completion, with what the critic said before each.
+    table = trainer._logs
+    for completion, segments in zip(table["completion"], table["extra"]["segments"], strict=True):
+        assert "".join(segment["text"] for segment in segments).startswith(completion)
+        assert all(0 <= segment["value"] <= 1 and -1 <= segment["advantage"] <= 1 for segment in segments)
+        assert all(segment["reasoning"] for segment in segments)
+
+
+def test_code_of_the_page_is_python():
+    (code,) = blocks(PAGE, "python")
+    compile(code, "genac.md", "exec")
+
+
+def test_the_command_has_the_options_with_their_defaults(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["genac", "--help"])
+    assert exit.value.code == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for field in OWN_FIELDS:
+        assert f"--{field.name}" in shown, field.name
+        assert "".join(f"{field.metadata['help']} (default: {field.default})".split()) in shown, field.name

@@ -1,0 +1,14 @@
+"""What `trl-credit genac` runs in each process: the script of `trl grpo` with `GenACTrainer`."""
+
+from trl_credit import GenACConfig, GenACTrainer
+from trl_credit.scripts import grpo_parser
+from trl_credit.trl_seam import run_grpo_script
+
+
+def make_parser(prog: str | None = None):
+    """The parser of `trl grpo` with the fields of this trainer's config."""
+    return grpo_parser(GenACConfig, prog)
+
+
+if __name__ == "__main__":
+    run_grpo_script(GenACTrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))

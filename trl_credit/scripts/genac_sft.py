@@ -1,0 +1,57 @@
+"""What `trl-credit genac-sft` runs in each process: the script of `trl sft`, which learns whole traces and no more."""
+
+from dataclasses import dataclass, field
+
+from trl import SFTConfig, SFTTrainer
+
+from trl_credit.trl_seam import run_sft_script
+
+
+@dataclass
+class GenACSFTConfig(SFTConfig):
+    """
+    [`~trl.SFTConfig`] for the traces of an oracle: the loss is that of the critic's tokens, and none of them is cut.
+
+    A trace that is cut has lost its score, and a prompt that fills the sequence leaves nothing to learn, so
+    `max_length` is `None` and `packing`, which needs it, is refused. To leave out long traces, do so in the dataset:
+    `trl-credit genac-traces --max_trace_length`.
+    """
+
+    max_length: int | None = field(default=None, metadata={"help": "Not used: a trace that is cut has lost its score."})
+    completion_only_loss: bool | None = field(
+        default=True, metadata={"help": "Always true: the critic learns the traces, not the problems."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for option, wanted in {"max_length": None, "packing": False, "completion_only_loss": True}.items():
+            if getattr(self, option) != wanted:
+                raise ValueError(
+                    f"{type(self).__name__}: `{option}` must be {wanted}, got {getattr(self, option)!r}: the loss is "
+                    "that of whole traces, whose score comes last."
+                )
+
+
+class CriticSFTTrainer(SFTTrainer):
+    """[`~trl.SFTTrainer`] that takes nothing but prompts and completions, of which it learns the completions."""
+
+    def __init__(self, model, args=None, data_collator=None, train_dataset=None, **kwargs):
+        columns = getattr(train_dataset, "column_names", None) or []
+        if not {"prompt", "completion"} <= set(columns):
+            raise ValueError(
+                f"The data must have the columns `prompt` and `completion`, as `trl-credit genac-traces` writes them; "
+                f"got {columns}."
+            )
+        super().__init__(model, args, data_collator, train_dataset, **kwargs)
+
+
+def make_parser(prog: str | None = None):
+    """The parser of `trl sft` with what traces need for defaults."""
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+
+    classes: tuple = (ScriptArguments, GenACSFTConfig, ModelConfig, DatasetMixtureConfig)
+    return TrlParser(classes, prog=prog, allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    run_sft_script(CriticSFTTrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))

@@ -1,0 +1,5 @@
+from .genac_config import GenACConfig
+from .genac_trainer import GenACTrainer
+
+
+__all__ = ["GenACConfig", "GenACTrainer"]

@@ -1,0 +1,423 @@
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+from transformers.trainer_pt_utils import get_model_param_count
+
+from ...credit.running_mean import RunningMean
+from ...credit.segments import DelimiterSegmenter, Segmenter, segment_advantages, segment_of_token, segment_texts
+from ...critic_engine import seeded
+from ...networks.branch_mask import attention_of, refuse_unpackable
+from ...networks.generative_critic import make_generative_critic
+from ...networks.packed import answer_log_probs, plan_rows
+from ...networks.prompt_critic import load_critic_tokenizer
+from ...networks.publish import loading_code
+from ...networks.token_critic import refuse_images
+from ..critic.critic_trainer import CriticTrainer
+from ..critic.value_report import fit_report, value_means
+from .critic_generation import chunks_within, sample_answers
+from .genac_config import GenACConfig
+from .prompting import TEMPLATE, TEMPLATE_WITHOUT_HINT, critic_query, parse_score
+from .reading import Reading, answer_means, as_tensors, correlation, table_rows
+
+
+STATE_FILE = "genac_state.json"
+
+
+class GenACTrainer(CriticTrainer):
+    """
+    Trainer for GenAC: policy optimization with the advantages of segments, from a critic that reasons in words before
+    it gives a value.
+
+    The method was introduced in [Generative Actor-Critic](https://huggingface.co/papers/2604.10701). Arguments are
+    those of [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
+
+    Args:
+        critic (`str`, `Path` or `PreTrainedModel`, *optional*):
+            What the critic starts from: a path or Hub id of a causal LM, or a model. It should have learned to answer
+            with a score. Default: the policy's checkpoint.
+        critic_processing_class (`PreTrainedTokenizerBase`, *optional*):
+            The critic's tokenizer, with its chat template. Default: that of the critic's checkpoint, or the policy's if
+            the critic is not given by path.
+        critic_peft_config (`~peft.PeftConfig`, *optional*):
+            Train adapters of the critic instead of all its weights.
+        segmenter ([`~trl_credit.credit.segments.Segmenter`], *optional*):
+            Divides completions into segments. Default: a [`~trl_credit.credit.segments.DelimiterSegmenter`] with the
+            lengths in `args`.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl.rewards import accuracy_reward
+    from trl_credit import GenACConfig, GenACTrainer
+
+    trainer = GenACTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=accuracy_reward,
+        args=GenACConfig("Qwen2.5-0.5B-GenAC"),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+        critic="Qwen2.5-0.5B-GenAC-critic",
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "trl-credit", "genac"]
+    _name = "GenAC"
+    args: GenACConfig
+    config_class = GenACConfig
+
+    def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
+        super().__init__(*args, critic=critic, **kwargs)
+        source = critic if critic is not None else self.args.critic_model_name_or_path
+        if critic_processing_class is None and source is not None and not isinstance(source, nn.Module):
+            critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        self._critic_processing_class = critic_processing_class
+        self.template = self.args.critic_template or (
+            TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT
+        )
+        self.actor_description = self.args.actor_description or _describe(self.model)
+        self.segmenter = segmenter or DelimiterSegmenter(
+            self.args.segment_min_length,
+            self.args.segment_target_length,
+            self.args.segment_max_length,
+            self.args.max_segments,
+        )
+        self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
+        self.success_rate = RunningMean()  # what the critic is told
+        self.mean_value = RunningMean()  # what stands in for a value that it does not give
+        self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
+        self._vllm_updates = -1
+        # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
+        self._validation = {"lowest": float("inf"), "since": 0, "next": 0}
+
+    # --- The critic
+
+    @property
+    def critic_processing_class(self):
+        """The critic's tokenizer: its own, or else the policy's."""
+        return self.processing_class if self._critic_processing_class is None else self._critic_processing_class
+
+    def make_critic(self, policy, critic, peft_config) -> nn.Module:
+        source, init_kwargs = self.critic_checkpoint(policy, critic)
+        network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
+        if self.args.critic_packing:
+            refuse_unpackable(network)
+        return network
+
+    def describe_critic(self) -> str:
+        return (
+            "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
+            "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
+            "`trl_credit.trainers.genac.prompting`\nlays out the question and reads the score.\n\n"
+            f"```text\n{self.template}\n```\n\n"
+            f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
+        )
+
+    def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
+        log_probs, _ = answer_log_probs(network, inputs["rows"], self.args.critic_temperature)
+        weights = torch.tensor(inputs["weights"], device=log_probs.device)
+        return -(log_probs.sum(1) * weights).sum()
+
+    def critic_count(self, inputs: dict) -> torch.Tensor:
+        return torch.tensor(sum(row.answer_tokens for row in inputs["rows"]))
+
+    def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
+        """One update on the critic's answers of an optimizer step. Each answer is trained on once."""
+        readings = [reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading]
+        mask_bytes = None if attention_of(self.critic) == "flex_attention" else self.args.critic_mask_memory * 2**30
+        batches = plan_rows(
+            [reading.query for reading in readings],
+            [reading.answers for reading in readings],
+            self.args.critic_update_batch_tokens,
+            self.args.critic_packing,
+            None if mask_bytes is None else int(mask_bytes),
+            itemsize=2 if self.args.bf16 else 4,
+        )
+        self._log_total("train", f"{prefix}/update_tokens", sum(len(row) for rows in batches for row in rows))
+        batches += [[]] * (self._most(len(batches)) - len(batches))  # so that processes keep step
+        inputs = [
+            {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
+            for rows in batches
+        ]
+        return super().update_critic(inputs, prefix)
+
+    # --- What the critic is asked, and what it answers
+
+    def read(self, completion_ids: list[int], trained: list[bool], prompt: Any, success_rate: float) -> Reading:
+        """
+        Cut a completion into segments and say what the critic is asked about them.
+
+        Args:
+            completion_ids (`list[int]`):
+                The completion, without padding.
+            trained (`list[bool]`):
+                Which of its tokens the policy chose.
+            prompt (`str` or `list[dict]`):
+                Its prompt, as it is in the dataset.
+            success_rate (`float`):
+                What the critic is told of the policy.
+        """
+        ends = self.segmenter(completion_ids, self.processing_class, trained)
+        texts = segment_texts(completion_ids, ends, self.processing_class)
+        tokenizer = self.critic_processing_class
+        query = critic_query(tokenizer, self.template, prompt, texts, self.actor_description, success_rate)
+        return Reading(query, texts, ends)
+
+    def ask(self, readings: list[Reading]) -> None:
+        """Let the critic answer about all states of all completions of this process that leave it room."""
+        started = time.perf_counter()
+        prompts, places = [], []
+        for reading in readings:
+            reading.answers = [[] for _ in reading.ends]
+            for state, prompt in enumerate(reading.query.prompts()):
+                if len(prompt) + self.args.critic_max_completion_length <= self._critic_context:
+                    prompts.append(prompt)
+                    places.append((reading, state))
+                elif state == 0:
+                    raise ValueError(
+                        f"A problem takes {len(prompt)} tokens to put to the critic, whose context of "
+                        f"{self._critic_context} leaves no room for an answer of `critic_max_completion_length="
+                        f"{self.args.critic_max_completion_length}` tokens. Shorten the answer, or drop the problem "
+                        f"from the dataset. It ends: {self._text_of([prompt])[0][-200:]!r}"
+                    )
+        mode = "train" if self.model.training else "eval"
+        if mode == "eval":
+            # The same noise in every evaluation, and none of the run's random numbers.
+            with seeded(self.args.seed + self.accelerator.process_index):
+                answers = self._generate_answers(prompts)
+        else:
+            answers = self._generate_answers(prompts)
+        for (reading, state), answer in zip(places, answers, strict=True):
+            reading.answers[state] = answer
+        read = sum(map(len, prompts))
+        if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
+            read = sum(
+                len(reading.query.shared_ids) + len(reading.answers) * len(reading.query.tail_ids)
+                for reading in readings
+            )
+        self.log_value(mode, "critic/generation_time", time.perf_counter() - started)
+        self._log_total(mode, "critic/generation_tokens", read + sum(map(len, answers)))
+
+    def _generate_answers(self, prompts: list[list[int]]) -> list[list[int]]:
+        if self.args.critic_use_vllm:
+            return self._ask_vllm(prompts)
+        engine, longest = self.engine, self.args.critic_max_completion_length
+        chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
+        synced = engine.backend.splits_weights
+        if synced:
+            chunks += [[]] * (self._most(len(chunks)) - len(chunks))
+        with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
+            return engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
+
+    def _ask_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
+        engine = self.engine  # makes the critic's place in memory first
+        if self._vllm is None:
+            self._vllm = self.vllm_beside(
+                engine.network,
+                self.critic_processing_class,
+                mode=self.args.critic_vllm_mode,
+                server_base_url=self.args.critic_vllm_server_base_url,
+                group_port=self.args.critic_vllm_group_port,
+                gpu_memory_utilization=self.args.critic_vllm_gpu_memory_utilization,
+                max_model_length=self.args.critic_vllm_max_model_length,
+                temperature=self.args.critic_temperature,
+                max_completion_length=self.args.critic_max_completion_length,
+            )
+        if self._vllm_updates != engine.steps:
+            self._vllm.sync_weights()
+            self._vllm_updates = engine.steps
+        filler = [[self.critic_processing_class.eos_token_id]] * (self._most(len(prompts)) - len(prompts))
+        _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
+        return [list(answer) for answer in answers[: len(prompts)]]
+
+    @property
+    def _sampling(self) -> GenerationConfig:
+        tokenizer = self.critic_processing_class
+        ends = self.critic.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        return GenerationConfig(
+            max_new_tokens=self.args.critic_max_completion_length,
+            do_sample=True,
+            temperature=self.args.critic_temperature,
+            # The whole distribution, for REINFORCE, whatever the checkpoint's own settings are.
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+            disable_compile=True,
+        )
+
+    @property
+    def _critic_context(self) -> float:
+        context = getattr(self.critic.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        return min(context, self.args.critic_vllm_max_model_length or float("inf"))
+
+    def _text_of(self, answers: list[list[int]]) -> list[str]:
+        return self.critic_processing_class.batch_decode(answers, skip_special_tokens=True)
+
+    # --- Credit
+
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+        refuse_images(rollout)
+        self._refuse_other_rewards(rewards)
+        mode = "train" if self.model.training else "eval"
+        mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
+        counted = mask.any(1)
+        if mode == "train":
+            self.success_rate = self.success_rate.updated(self.accelerator.gather(rewards), self._momentum)
+        hint = self.success_rate.value
+
+        ids, chosen = rollout["completion_ids"], self.trained_tokens(rollout)
+        readings: list[Reading | None] = [
+            self.read(ids[row, :length].tolist(), chosen[row, :length].tolist(), self.rollout_rows[row]["prompt"], hint)
+            if counted[row]
+            else None
+            for row, length in enumerate(rollout["completion_mask"].sum(1))
+        ]
+        asked = [reading for reading in readings if reading is not None]
+        self.ask(asked)
+        for reading in asked:
+            reading.scores = [parse_score(text) for text in self._text_of(reading.answers)]
+
+        values, states, heard = as_tensors(readings, rewards.device)
+        parsed = values.isfinite()
+
+        total, count = self.total(torch.stack([torch.where(parsed, values, 0).sum(), parsed.sum()])).tolist()
+        if mode == "train" and count:
+            self.mean_value = self.mean_value.updated(torch.tensor([total / count]), self._momentum)
+        stand_in = self.mean_value.value if self.mean_value.weight else hint
+        values = torch.where(parsed, values, stand_in)
+        outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
+        earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
+        self._weigh(readings, earned, heard)
+
+        segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
+        advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
+        self._report(mode, readings, values, outcomes, earned, states, heard, parsed)
+        if self.args.log_completions:
+            self.add_column("segments", table_rows(readings, values, advantages, segments, self._text_of))
+        return {
+            **rollout,
+            "advantages": advantages,
+            "readings": readings,
+        }
+
+    def _refuse_other_rewards(self, rewards: torch.Tensor) -> None:
+        everywhere = self.accelerator.gather(rewards)  # so that all processes stop
+        slack = 1e-5  # for sums of weighted rewards
+        outside = ((everywhere < -slack) | (everywhere > 1 + slack)).nonzero()
+        if len(outside):
+            row = outside[0].item()
+            raise ValueError(
+                f"The reward {everywhere[row].item():g} of completion {row} at step {self.state.global_step} lies "
+                "outside [0, 1], where the critic's values are. Scale the rewards, or `reward_weights`."
+            )
+
+    def _weigh(self, readings: list[Reading | None], earned: torch.Tensor, heard: torch.Tensor) -> None:
+        """What each answer's log-probability is multiplied with: its reward, less the mean of all others if asked."""
+        weights = earned
+        if self.args.critic_baseline == "leave_one_out":
+            total, count = self.total(torch.stack([earned[heard].double().sum(), heard.sum()]))
+            weights = earned - (total - earned) / (count - 1) if count > 1 else earned
+        for reading, row in zip(readings, weights.tolist(), strict=True):
+            if reading is not None:
+                reading.weights = row[: len(reading.ends)]
+
+    # --- The policy's loss
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        self.token_mean_over_step(micro_batches, mode)
+
+    # --- Pretraining
+
+    def _pretraining_is_enough(self, losses: list[float]) -> bool:
+        patience, validation = self.args.critic_pretraining_patience, self._validation
+        if patience is None or self._pretraining["pretraining_steps"] < validation["next"]:
+            return False
+        validation["next"] = self._pretraining["pretraining_steps"] + self.args.critic_validation_steps
+        error = self.validation_error()
+        if error < validation["lowest"]:
+            validation.update(lowest=error, since=0)
+        else:
+            validation["since"] += 1
+        return validation["since"] >= patience
+
+    def validation_error(self) -> float:
+        """
+        Mean squared error of the critic's values on completions of the evaluation data: the same ones each time, as
+        long as the policy does not move and generates with transformers.
+        """
+        if self.eval_dataset is None:
+            raise ValueError("`critic_pretraining_patience` needs an `eval_dataset` to tell when the error settles.")
+        before = len(self.state.log_history)
+        with seeded(self.args.seed + self.accelerator.process_index):
+            self.evaluate()
+        errors = [entry["eval_critic/mse"] for entry in self.state.log_history[before:] if "eval_critic/mse" in entry]
+        return sum(errors) / len(errors) if errors else float("nan")
+
+    # --- Saving
+
+    def begin_training(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            path = Path(checkpoint) / STATE_FILE
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{checkpoint} holds no {STATE_FILE}: the run cannot be resumed from it. It was saved with "
+                    "`save_only_model=True` or by another trainer."
+                )
+            state = json.loads(path.read_text(encoding="utf-8"))
+            self._validation = state.pop("validation")
+            self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
+        super().begin_training(checkpoint)
+
+    def save_training_state(self, folder: Path) -> None:
+        super().save_training_state(folder)
+        if self.accelerator.is_main_process:
+            state = {
+                "success_rate": list(self.success_rate),
+                "mean_value": list(self.mean_value),
+                "validation": self._validation,
+            }
+            (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+    # --- What is logged
+
+    def _log_total(self, mode: str, name: str, number: float) -> None:
+        self.log_value(mode, name, self.total(torch.tensor(float(number), device=self.accelerator.device)).item())
+
+    def _most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
+
+    def _report(self, mode, readings, values, outcomes, earned, states, heard, parsed) -> None:
+        generations = self.num_generations if mode == "train" else self.num_generations_eval
+        fit = fit_report(self, values, outcomes, states, generations or 1)
+        numbers = {"hint": self.success_rate.value, "correlation": correlation(values, outcomes, states, self.total)}
+        for name, value in {**fit, **numbers}.items():
+            self.log_value(mode, f"critic/{name}", value)
+        error = (values - outcomes).square()
+        means = {
+            "mse": (error[states].sum(), states.sum()),
+            "mse_of_parsed": (error[parsed].sum(), parsed.sum()),
+            "parse_rate": (parsed.sum(), heard.sum()),
+            "reward": (earned[heard].sum(), heard.sum()),
+            "segments": (states.sum(), states.any(1).sum()),
+            "states_without_room": ((states & ~heard).sum(), states.sum()),
+            **answer_means([reading for reading in readings if reading], self._sampling.eos_token_id),  # type: ignore
+            **{f"value_{name}": pair for name, pair in value_means(values, states, outcomes[:, 0] > 0.5).items()},
+        }
+        self.log_means(mode, {f"critic/{name}": pair for name, pair in means.items()})
+
+
+def _describe(model: nn.Module) -> str:
+    count = get_model_param_count(model)
+    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{max(round(count / 1e6), 1)}M"
+    return f"A language model of {size} parameters"
