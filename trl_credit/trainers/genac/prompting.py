@@ -40,8 +40,7 @@ def check_template(template: str, slots: Sequence[str] = ("success_rate", "probl
             Those that it must have.
 
     Raises:
-        ValueError: If one of `slots` is missing, by name; if `{partial_solution}` is there more than once or at the
-        very end.
+        ValueError: If one of `slots` is missing, by name; if `{partial_solution}` is there twice or at the very end.
     """
     missing = [slot for slot in slots if f"{{{slot}}}" not in template]
     if missing:
