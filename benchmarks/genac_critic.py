@@ -293,7 +293,7 @@ def main():
     parser.add_argument("--sft_steps", type=int, default=300)
     parser.add_argument("--rollouts", type=int, default=30)
     parser.add_argument("--completions", type=int, default=128)
-    parser.add_argument("--critic_learning_rate", type=float, default=2e-4)
+    parser.add_argument("--critic_learning_rate", type=float, default=1e-4)
     parser.add_argument("--probe_problems", type=int, default=120)
     parser.add_argument("--output", type=Path, default=Path("docs/results/genac_critic"), help="writes .json and .md")
     args = parser.parse_args()
