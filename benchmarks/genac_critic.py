@@ -289,9 +289,9 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--trace_problems", type=int, default=3000)
-    parser.add_argument("--sft_steps", type=int, default=300)
-    parser.add_argument("--rollouts", type=int, default=30)
+    parser.add_argument("--trace_problems", type=int, default=4000)
+    parser.add_argument("--sft_steps", type=int, default=600)
+    parser.add_argument("--rollouts", type=int, default=60)
     parser.add_argument("--completions", type=int, default=128)
     parser.add_argument("--critic_learning_rate", type=float, default=1e-4)
     parser.add_argument("--probe_problems", type=int, default=120)
