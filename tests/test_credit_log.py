@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from genac_runs import make_trainer as make_genac_trainer
 from tiny import tiny_model_dir, tiny_tokenizer
 from vapo_runs import SETTINGS, make_trainer
 
@@ -157,6 +158,21 @@ def test_values_of_prompts_and_segments_of_completions_reach_the_reader(model_di
         ((start, end, *_, reasoning),) = [list(segment.values()) for segment in c.segments]
         assert (start, end, reasoning) == (0, len(c.tokens), "<b>So far\x00 so good.</b>")
         assert c.method == "GRPO-λ" and c.rewards.keys() == {"letters", "none_for_short"} and not c.facts
+
+
+def test_a_table_of_genac_has_the_critics_reasoning_and_the_value_of_each_segment(model_dir, tmp_path):
+    trainer = make_genac_trainer(model_dir, tmp_path, max_steps=1, **LOGGED)
+    trainer.train()
+    completions, number = read_completions(tmp_path)
+    assert number == 4
+    for c in completions:
+        assert [0, *(s["end"] for s in c.segments)] == [*(s["start"] for s in c.segments), len(c.tokens)]
+        assert any(s["reasoning"] for s in c.segments)
+        for s in c.segments:
+            for t in range(s["start"], s["end"]):
+                if c.trained[t]:
+                    assert c.columns["value"][t] == pytest.approx(s["value"])
+                    assert c.columns["advantage"][t] == pytest.approx(s["advantage"])
 
 
 @pytest.mark.parametrize("text", ["1+2=3", "héllo 🌍\x00<|im_end|>", "日本語", "e\u0301\u0323 \u202eabc"])

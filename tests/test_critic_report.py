@@ -1,12 +1,13 @@
 """Every figure of the critic report against the closed form of a known process; planted faults in the right rows."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 from known_process import CANDIDATES, CLIFF, COMPLETIONS, MOVES, PROMPTS, samples, whole_process
 
-from trl_credit.diagnostics import evaluate_critic
+from trl_credit.diagnostics import ConstantCritic, Probes, Rollout, evaluate_critic
 from trl_credit.diagnostics.evaluation import ALPHAS, LAMBDAS
 
 
@@ -256,6 +257,24 @@ def test_a_critic_that_reads_only_the_last_two_tokens_is_told_by_their_number():
     assert curve[1].low > 0.005, "of states with one token in common it sees something"
     for length in (2, 4, 8):
         assert curve[length].estimate == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_told_is_nan_and_no_error():
+    nothing_to_rank = samples(prompts=3)
+    nothing_to_rank.candidates = []
+    for rollout in nothing_to_rank.rollouts:  # and nothing that varies
+        rollout.returns, rollout.reward, rollout.other_rewards = np.ones_like(rollout.returns), 1.0, [1.0] * 3
+    rows = evaluate_critic(ConstantCritic(), nothing_to_rank, draws=20).rows
+    assert rows["error/mse"].estimate == rows["calibration/ece"].estimate == 0
+    for name in ("error/explained_variance", "steps/change_seen_late", "baseline/rho", "cliffs/offset", "ranking/hit"):
+        assert math.isnan(rows[name].estimate), name
+
+    single = Rollout("a", [1], [2], [0], np.array([[0.0, 1.0]]), 0, 1.0)
+    report = evaluate_critic(ConstantCritic(0.2), Probes([single], [], {}, 0), draws=20)
+    assert report.rows["error/bias"].estimate == pytest.approx(-0.3) and math.isnan(report.rows["error/bias"].low)
+    assert "baseline/rho" not in report.rows
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 def test_values_that_are_no_numbers_are_refused():

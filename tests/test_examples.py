@@ -161,6 +161,19 @@ def test_vapo_with_zero3_for_both_networks(folder, vapo_flags, tmp_path):
     assert list(checkpoint.glob("critic_engine/state/zero_pp_rank_1_mp_rank_00_model_states.pt"))
 
 
+def test_genac_with_a_critic_that_is_asked_in_other_words(folder, vapo_flags, tmp_path):
+    """The critic is the tiny model, which has not learned to give a score: what is shown is that the script runs."""
+    asked = {"critic_template": "{success_rate} {problem} {partial_solution} =", "critic_max_completion_length": 4}
+    lengths = {"segment_min_length": 2, "segment_target_length": 4, "segment_max_length": 8}
+    settings = [part for name, value in (asked | lengths).items() for part in (f"--{name}", value)]
+    run([BIN / "python", EXAMPLES / "genac.py", *vapo_flags, *settings, "--use_cpu"], cwd=tmp_path)
+    out = tmp_path / "out"
+    log = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    steps = [entry for entry in log if "critic/loss" in entry]
+    assert len(steps) == 2 and all(entry["critic/segments"] > 1 for entry in steps)
+    assert AutoModelForCausalLM.from_pretrained(out / "critic").config.model_type == "qwen2"
+
+
 @pytest.mark.distributed
 def test_gsm8k_on_two_nodes(folder, tmp_path):
     config, port = EXAMPLES / "accelerate" / "two_nodes.yaml", free_port()

@@ -93,7 +93,7 @@ NO_COMPLETION = [
 @pytest.mark.parametrize(
     "fault",
     [500, 502, 503, 504, 429, 408, 409, busy, hangs_up, cuts_short, *map(sends, NO_COMPLETION)],
-    ids=str,
+    ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )
 def test_what_may_pass_is_asked_again(journal, fault):
     with serving(shout, faults=[None, fault, None, fault, fault]) as server:

@@ -86,6 +86,11 @@ class CreditLog:
         self._is_logged = False
         self._losses = self._losses_due = 0
 
+    @property
+    def is_collecting(self) -> bool:
+        """Whether the table under way has rows of this process."""
+        return bool(self._rows)
+
     def begin_training(self, resumed: bool) -> None:
         """A run from the start leaves the tables of an earlier one in the same folder as they are, under a new name."""
         if self.accelerator.is_main_process and not resumed and any(self.folder.glob("*.parquet")):

@@ -223,6 +223,11 @@ class CreditTrainer(GRPOTrainer):
             extra: Any = self._logs["extra"]
             extra[name].extend(gather_object(values))
 
+    @property
+    def logs_credit(self) -> bool:
+        """Whether completions of this process's rollout go into the credit log: when to make a costly column."""
+        return self._credit_log is not None and self._mode == "train" and self._credit_log.is_collecting
+
     def add_credit(self, name: str, values) -> None:
         """
         Add a column to the credit log; nothing happens without one. Call it in `assign_credit` or in `shape_loss`.

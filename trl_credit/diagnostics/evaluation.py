@@ -68,7 +68,7 @@ def evaluate_critic(critic: Critic, probes: Probes, draws: int = 500) -> CriticR
 
     Args:
         critic ([`Critic`]):
-            See [`trl_credit.diagnostics.critics`] for those there are; any object with a `name` and `values`.
+            One of those in `trl_credit.diagnostics`, or any object with a `name` and `values`.
         probes ([`Probes`]):
             Rollouts and continuations.
         draws (`int`, *optional*, defaults to `500`):

@@ -302,8 +302,11 @@ class GenACTrainer(CriticTrainer):
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
         self._report(mode, readings, values, outcomes, earned, states, heard, parsed)
-        if self.args.log_completions:
-            self.add_column("segments", table_rows(readings, values, advantages, segments, self._text_of))
+        if self.args.log_completions or self.logs_credit:
+            rows = table_rows(readings, values, advantages, segments, self._text_of)
+            self.add_column("segments", rows)
+            self.add_credit("segments", rows)
+            self.add_credit("value", values.gather(1, segments.clamp(min=0)))
         return {
             **rollout,
             "advantages": advantages,

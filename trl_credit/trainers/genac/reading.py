@@ -107,7 +107,8 @@ def table_rows(
     decode: Callable[[list[list[int]]], list[str]],
 ) -> list[list[dict]]:
     """
-    The segments of each completion with what the critic said before them: `text`, `value`, `advantage`, `reasoning`.
+    The segments of each completion with what the critic said before them: `start` and `end` (tokens), `text`,
+    `value`, `advantage`, `reasoning`.
 
     Args:
         readings (`Sequence[Reading]`):
@@ -125,9 +126,12 @@ def table_rows(
         if reading is None:
             continue
         advantage = dict(zip(segments[row].tolist(), advantages[row].tolist(), strict=True))
+        starts = [0, *reading.ends[:-1]]
         for k, (text, reasoning) in enumerate(zip(reading.texts, decode(reading.answers), strict=True)):
             rows[-1].append(
                 {
+                    "start": starts[k],
+                    "end": reading.ends[k],
                     "text": text,
                     "value": values[row, k].item(),
                     "advantage": advantage.get(k, 0.0),

@@ -1,4 +1,4 @@
-"""The credit log on two processes: `torchrun test_credit_log.py MODEL_DIR OUTPUT_DIR` is what each of them runs."""
+"""The credit log of two processes. `torchrun test_credit_log_processes.py MODEL_DIR OUTPUT_DIR` is what each runs."""
 
 import sys
 from pathlib import Path
