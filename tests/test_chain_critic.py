@@ -16,10 +16,10 @@ from trl_credit.trainers.genac.prompting import parse_score, render
 @pytest.mark.parametrize(
     ("problem", "partial", "expected", "scores"),
     [
-        ("3+4*2-1=", "", "3+8-1=1-1=0|3+8-1=1-1=0|00+", range(4, 10)),
-        ("3+4*2-1=", "3+8-1=", "1-1=0|3+8-1=1-1=0|00+", range(4, 10)),
-        ("3+4*2-1=", "7*2-1=", "4-1=3|3+8-1=1-1=0|30-", range(4)),
-        ("3+4*2-1=", "3+8-1=1-1=0=", "0|3+8-1=1-1=0|00+", range(4, 10)),
+        ("3+4*2-1=", "", "3+8-1=1-1=0|3+8-1=1-1=0|00+", range(2, 5)),
+        ("3+4*2-1=", "3+8-1=", "1-1=0|3+8-1=1-1=0|00+", range(4, 7)),
+        ("3+4*2-1=", "7*2-1=", "4-1=3|3+8-1=1-1=0|30-", range(3)),
+        ("3+4*2-1=", "3+8-1=1-1=0=", "0|3+8-1=1-1=0|00+", range(8, 11)),
         ("3+4*2-1=", "3+8-1=1+=", "|3+8-1=1-1=0|-", range(1)),
     ],
 )
@@ -37,7 +37,7 @@ def test_the_oracle_is_right_about_every_chain_of_the_teacher():
         partial = "=".join(lines[: rng.randrange(len(lines))]) + "="
         line = partial.rstrip("=").split("=")[-1] or problem
         still_right = (answer(line) if len(line) > 1 else line) == answer(problem)
-        assert (parse_score(trace(State("q", problem + "=", partial))) > 0.35) == still_right
+        assert ("+<score>" in trace(State("q", problem + "=", partial))) == still_right
         right += still_right
     assert 0 < right < 200
 

@@ -57,8 +57,10 @@ def write_dataset(rows: Iterable[dict], folder: Path, tokenizer, shortest: int, 
             For `load_dataset` or `--dataset_name`.
         tokenizer:
             The critic's.
-        shortest, longest, max_disagreement:
-            See [`reason_to_drop`].
+        shortest, longest (`int`):
+            Least and most tokens of a trace.
+        max_disagreement (`float`, *optional*):
+            How far a value may be from the reward.
 
     Returns:
         `dict`: Numbers: `traces`, `kept`, `dropped` for each reason, `value_mean` and, of those with a reward,

@@ -28,8 +28,8 @@ def trace(state: State) -> str:
     What the oracle writes: it works out the last line of the chain and the problem, and if both end in the same digit,
     the chain is still right.
 
-    It knows the task and not the actor, so that its scores are no more than the sign of a value: 4 to 9 for a chain
-    that is right, 0 to 3 for one that is wrong. Which of these is a matter of the state.
+    It knows the task and not the actor, so that its scores are a guess: 0 to 2 for a chain that is wrong, and for one
+    that is right from 8 to 10 when no operation is left, two less for each that is.
     """
     problem = state.problem.rstrip("=")
     solution = solve(problem)
@@ -38,8 +38,9 @@ def trace(state: State) -> str:
         return f"|{solution}|-<score>0</score>"
     rest = solve(line) or line
     ends = rest[-1] + solution[-1]
-    sign, lowest, highest = ("+", 4, 9) if ends[0] == ends[1] else ("-", 0, 3)
-    score = random.Random(state.query).randint(lowest, highest)
+    left = len(line) // 2  # operations
+    sign, guess = ("+", max(9 - 2 * left, 1)) if ends[0] == ends[1] else ("-", 1)
+    score = guess + random.Random(state.query).randint(-1, 1)
     return f"{rest}|{solution}|{ends}{sign}<score>{score}</score>"
 
 
