@@ -187,6 +187,7 @@ def main():
     usual = Shape(0)
     results = measure(args)
     lines = [
+        "Counted and measured by `python benchmarks/genac_packing.py`. "
         f"Segments of {usual.segment} tokens, answers of {usual.answer}, {usual.head} tokens before the partial "
         f"solution and {usual.tail} behind it. Tokens that the critic reads in an update:",
         "",
