@@ -46,6 +46,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
 
 
 def make_model(tokenizer: Qwen2Tokenizer, settings: TinyModelSettings) -> PreTrainedModel:
+    """The model with random weights."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
