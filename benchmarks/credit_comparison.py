@@ -1,11 +1,12 @@
 """
 Where does each method put the credit? Correlation of token credit with the true advantage, on the quickstart's task.
 
+    python benchmarks/genac_critic.py           # leaves GenAC's critic in outputs/quickstart/genac/hint-0
     python benchmarks/credit_comparison.py      # writes docs/results/credit_comparison.md and critic_report.md
 
 The policy is the quickstart's fitted model and does not move. Critics are fitted to its rollouts by the trainers' own
-`pretrain_critic`. Then held-out problems get groups of completions, every token's state gets continuations, and what
-each method would tell a token is held against V*(after it) − V*(before it).
+`pretrain_critic`; GenAC's has been through its stages before. Then held-out problems get groups of completions, every
+token's state gets continuations, and what each method would tell a token is held against V*(after it) − V*(before it).
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import random
 import shlex
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,8 +24,10 @@ import torch
 import transformers
 
 from trl_credit import SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer, adjoint_trace
+from trl_credit.credit.segments import segment_advantages, segment_of_token
 from trl_credit.diagnostics import (
     ConstantCritic,
+    GenerativeCritic,
     LeaveOneOutMean,
     ProbeSettings,
     PromptCritic,
@@ -36,13 +40,14 @@ from trl_credit.diagnostics import statistics as st
 from trl_credit.diagnostics.evaluation import Steps, gae_credit
 from trl_credit.diagnostics.layout import SECTIONS
 from trl_credit.diagnostics.page import show, write_json, write_page
+from trl_credit.quickstart.chain_critic import TEMPLATE, segment_lines
 from trl_credit.quickstart.evaluation import held_out_problems
 from trl_credit.quickstart.program import TINY
 from trl_credit.quickstart.task import ChainTask
 from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save
 
 
-TASK = ChainTask(TINY.terms)
+TASK = ChainTask((4,))  # what GenAC's critic has been taught
 LAMBDA = 0.99  # of GRPO-λ, the paper's
 # Of a critic's training: updates on each rollout, and completions of an update.
 UPDATES, BATCH = 8, 32
@@ -136,6 +141,24 @@ def all_credits(rollouts, token: TokenCritic, prompt: PromptCritic, others: int,
     return found
 
 
+def genac_credits(rollouts, critic: GenerativeCritic) -> list[tuple]:
+    """The same for GenAC, whose segments are the lines of a chain."""
+    ends = [segment_lines(rollout.completion_ids, critic.policy_tokenizer) for rollout in rollouts]
+    asked = [replace(rollout, cuts=[0, *row[:-1]]) for rollout, row in zip(rollouts, ends, strict=True)]
+    values = torch.zeros(len(rollouts), max(map(len, ends)), dtype=torch.float64)
+    for row, rollout, of_states in zip(values, asked, critic.values(asked), strict=True):
+        row[: len(rollout.cuts)] = torch.from_numpy(of_states[rollout.cuts])
+    mask = torch.arange(max(lengths(rollouts))) < torch.tensor(lengths(rollouts)).unsqueeze(1)
+    segments = segment_of_token(ends, mask)
+    rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+    found = []
+    for lam in (1.0, 0.95, 0.5, 0.0):
+        advantages = segment_advantages(rewards, values, segments, lam).numpy()
+        credit = [row[:n] for row, n in zip(advantages, lengths(rollouts), strict=True)]
+        found.append((f"GenAC, λ = {lam:g}", credit, 0, round(critic.tokens / len(rollouts))))
+    return found
+
+
 def comparison(rollouts, credits) -> tuple[str, list[dict]]:
     steps = Steps.of(rollouts, [np.zeros(n + 1) for n in lengths(rollouts)])
     within = partial(st.correlation, groups=steps.rollout)
@@ -172,6 +195,9 @@ def main():
     parser.add_argument("--completions", type=int, default=8, help="of each, GRPO's group")
     parser.add_argument("--continuations", type=int, default=16, help="of each state")
     parser.add_argument("--rollouts", type=int, default=80, help="that each critic is fitted to, before it is measured")
+    parser.add_argument(
+        "--generative", default="outputs/quickstart/genac/hint-0/pretrain/critic", help="GenAC's critic, after stage 2"
+    )
     parser.add_argument("--work", type=Path, default=Path("outputs/credit_comparison"), help="models and samples")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     args = parser.parse_args()
@@ -192,11 +218,17 @@ def main():
         max_completion_length=TASK.max_completion_length,
     )
     rows = [{"prompt": TASK.prompt(problem)} for problem in held_out_problems(TASK, args.prompts, seed=2)]
-    probes = draw_probes(args.work / "probes", load_policy(start, batch_size=1024), rows, correct, settings)
+    policy = load_policy(start, batch_size=1024)
+    probes = draw_probes(args.work / "probes", policy, rows, correct, settings)
     rollouts = probes.rollouts
 
+    generative = GenerativeCritic.from_pretrained(
+        args.generative, policy.tokenizer, template=TEMPLATE, actor_description="", max_completion_length=48
+    )
+
     read = round(np.mean(lengths(rollouts)) + np.mean([len(rollout.prompt_ids) for rollout in rollouts]))
-    table, results = comparison(rollouts, all_credits(rollouts, token, prompt, args.completions - 1, read))
+    credits = all_credits(rollouts, token, prompt, args.completions - 1, read) + genac_credits(rollouts, generative)
+    table, results = comparison(rollouts, credits)
     reports = [evaluate_critic(critic, probes) for critic in (token, prompt, ConstantCritic(), LeaveOneOutMean())]
     command = shlex.join(["python", "benchmarks/credit_comparison.py", *sys.argv[1:]])
     reward = np.mean([rollout.reward for rollout in rollouts])
@@ -205,7 +237,8 @@ def main():
     made = f"""Measured by `{command}` with torch {torch.__version__}, one CPU thread.
 {args.prompts} held-out problems, {args.completions} completions of each, {100 * reward:.0f} % of them right; a state
 before every token, {states:,} in all, {args.continuations} continuations of each ({tokens:.1f} M tokens). Before, each
-critic had {args.rollouts * UPDATES} updates on {BATCH} fresh completions each. Brackets: 95 %, problems resampled.
+critic had {args.rollouts * UPDATES} updates on {BATCH} fresh completions each, GenAC's its stages. Brackets: 95 %,
+problems resampled.
 """
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "credit_comparison.md").write_text(f"{made}\n{table}", encoding="utf-8")

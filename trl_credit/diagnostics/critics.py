@@ -225,11 +225,12 @@ class GenerativeCritic:
         batch_tokens (`int`, *optional*, defaults to `16384`):
             Tokens of the sequences that are generated together.
 
-    `parse_rate` is the share of the answers that had a score. A state without one gets the mean of the others, as the
-    trainer gives it the mean value.
+    `parse_rate` is the share of the latest answers that had a score, `tokens` how many tokens their questions and they
+    had. A state without a score gets the mean of the others, as the trainer gives it the mean value.
     """
 
     parse_rate: float = math.nan
+    tokens: int = 0
 
     def __init__(
         self,
@@ -279,6 +280,7 @@ class GenerativeCritic:
                 self._sampling(),
                 chunks_within([len(ids) + self.max_completion_length for ids in prompts], self.batch_tokens),
             )
+        self.tokens = sum(map(len, prompts)) + sum(map(len, answers))
         texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         scores = np.array([np.nan if score is None else score for score in map(parse_score, texts)], dtype=float)
         parsed = ~np.isnan(scores)
