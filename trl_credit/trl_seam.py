@@ -487,13 +487,11 @@ class CreditTrainer(GRPOTrainer):
             extra = self.extra_loss(self._loss.terms, self._loss.inputs, self._mode)
             if extra is not None:
                 loss = loss + extra
-            logps, entropies, _ = self._loss.outputs
-            for name, values in (
-                ("logp", logps),
-                ("entropy", entropies),
-                ("ratio", self._loss.terms.log_ratio.detach().exp()),
-            ):
-                self.add_credit(name, values)
+            if self.logs_credit:
+                logps, entropies, _ = self._loss.outputs
+                self.add_credit("logp", logps)
+                self.add_credit("entropy", entropies)
+                self.add_credit("ratio", self._loss.terms.log_ratio.detach().exp())
         finally:
             self.beta = self._loss.beta
             self._loss = None
