@@ -24,8 +24,7 @@ import torch
 import transformers
 
 from trl_credit import SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer, adjoint_trace
-from trl_credit.credit.segments import segment_advantages, segment_of_token
-from trl_credit.diagnostics import (
+from trl_credit.critic_report import (
     ConstantCritic,
     GenerativeCritic,
     LeaveOneOutMean,
@@ -36,15 +35,16 @@ from trl_credit.diagnostics import (
     evaluate_critic,
     load_policy,
 )
-from trl_credit.diagnostics import statistics as st
-from trl_credit.diagnostics.evaluation import Steps, gae_credit
-from trl_credit.diagnostics.layout import SECTIONS
-from trl_credit.diagnostics.page import show, write_json, write_page
-from trl_credit.quickstart.chain_critic import TEMPLATE, segment_lines
-from trl_credit.quickstart.evaluation import held_out_problems
-from trl_credit.quickstart.program import TINY
-from trl_credit.quickstart.task import ChainTask
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save
+from trl_credit.critic_report import statistics as st
+from trl_credit.critic_report.layout import SECTIONS
+from trl_credit.critic_report.report import Steps, gae_credit
+from trl_credit.critic_report.report_page import show, write_json, write_page
+from trl_credit.segmenting import segment_advantages, segment_of_token
+from trl_credit.toy.chain_critic import TEMPLATE, segment_lines
+from trl_credit.toy.quickstart import TINY
+from trl_credit.toy.scoring import held_out_problems
+from trl_credit.toy.task import ChainTask
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save
 
 
 TASK = ChainTask((4,))  # what GenAC's critic has been taught

@@ -24,18 +24,18 @@ from transformers import GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
 from trl_credit import GenACConfig, GenACTrainer, VAPOConfig, VAPOTrainer
-from trl_credit.credit.segments import segment_texts
-from trl_credit.diagnostics import Decoding, ProbeSettings, TransformersPolicy, draw_probes
-from trl_credit.networks.token_critic import make_token_critic, read_values
-from trl_credit.oracle_traces import GenACTracesConfig, TraceCollector
-from trl_credit.oracle_traces.oracle import State
-from trl_credit.quickstart.chain_critic import TEMPLATE, TEMPLATE_WITHOUT_HINT, save_start, segment_lines, trace
-from trl_credit.quickstart.evaluation import held_out_problems
-from trl_credit.quickstart.program import TINY
-from trl_credit.quickstart.task import ChainTask
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save, load
-from trl_credit.trainers.genac.critic_generation import chunks_within, sample_answers
-from trl_credit.trainers.genac.prompting import critic_query, parse_score
+from trl_credit.critic_report import Decoding, ProbeSettings, TransformersPolicy, draw_probes
+from trl_credit.critics.generative.question import critic_query, parse_score
+from trl_credit.critics.token import make_token_critic, read_values
+from trl_credit.sampling import chunks_within, sample_answers
+from trl_credit.segmenting import segment_texts
+from trl_credit.toy.chain_critic import TEMPLATE, TEMPLATE_WITHOUT_HINT, save_start, segment_lines, trace
+from trl_credit.toy.quickstart import TINY
+from trl_credit.toy.scoring import held_out_problems
+from trl_credit.toy.task import ChainTask
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.trainers.genac.traces import GenACTracesConfig, TraceCollector
+from trl_credit.trainers.genac.traces.oracle import State
 
 
 TASK = ChainTask((4,))

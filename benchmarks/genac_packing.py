@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from trl_credit.networks.packed import CriticQuery, Row, answer_log_probs, plan_rows
+from trl_credit.critics.generative.packed import CriticQuery, Row, answer_log_probs, plan_rows
 
 
 class Shape(NamedTuple):

@@ -20,11 +20,11 @@ import datasets
 import torch
 import transformers
 
-from trl_credit.quickstart.evaluation import Estimate, evaluate, held_out_problems
-from trl_credit.quickstart.program import TINY
-from trl_credit.quickstart.task import ChainTask
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save, load
-from trl_credit.quickstart.training import train
+from trl_credit.toy.quickstart import TINY
+from trl_credit.toy.runs import train
+from trl_credit.toy.scoring import Estimate, evaluate, held_out_problems
+from trl_credit.toy.task import ChainTask
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
 
 
 # Name: trainer, settings. 3e-4 was the best rate for GRPO and for GRPO-λ: docs/results/learning_sweep.md.

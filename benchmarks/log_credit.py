@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Tokenizer
 
 from trl_credit import VAPOConfig, VAPOTrainer
-from trl_credit.credit_log import CreditLog
+from trl_credit.credit_log.log import CreditLog
 
 
 ARMS = {

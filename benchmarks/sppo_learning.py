@@ -30,24 +30,20 @@ from measuring import interval
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from trl_credit import SPPOConfig, SPPOTrainer
-from trl_credit.quickstart.evaluation import evaluate, held_out_problems
-from trl_credit.quickstart.program import TINY
-from trl_credit.quickstart.task import ChainTask
-from trl_credit.quickstart.tiny_model import load
-from trl_credit.quickstart.training import Method, train
-from trl_credit.trl_seam import CreditTrainer, single_generation_allowed
+from trl_credit.seam import CreditConfig, CreditTrainer
+from trl_credit.toy.quickstart import TINY
+from trl_credit.toy.runs import Method, train
+from trl_credit.toy.scoring import evaluate, held_out_problems
+from trl_credit.toy.task import ChainTask
+from trl_credit.toy.tiny_model import load
 
 
 COMPLETIONS_PER_STEP = 128
 
 
 @dataclass
-class BatchMeanConfig(GRPOConfig):
+class BatchMeanConfig(CreditConfig):
     """GRPO's, with one completion a prompt allowed."""
-
-    def __post_init__(self):
-        with single_generation_allowed(self):
-            super().__post_init__()
 
 
 class BatchMeanTrainer(CreditTrainer):
@@ -56,11 +52,8 @@ class BatchMeanTrainer(CreditTrainer):
     _name = "BatchMean"
     config_class = BatchMeanConfig
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         return {**rollout, "advantages": rewards - rewards.mean()}
-
-    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        self.token_mean_over_step(micro_batches, mode)
 
 
 @dataclass(frozen=True)

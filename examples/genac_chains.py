@@ -16,11 +16,11 @@ from datasets import Dataset, load_dataset
 from trl import SFTConfig, SFTTrainer
 
 from trl_credit import GenACConfig, GenACTrainer
-from trl_credit.oracle_traces import GenACTracesConfig, TraceCollector
-from trl_credit.quickstart.chain_critic import TEMPLATE, save_start, segment_lines, trace
-from trl_credit.quickstart.evaluation import Estimate, evaluate, held_out_problems
-from trl_credit.quickstart.task import ChainTask
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.toy.chain_critic import TEMPLATE, save_start, segment_lines, trace
+from trl_credit.toy.scoring import Estimate, evaluate, held_out_problems
+from trl_credit.toy.task import ChainTask
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.trainers.genac.traces import GenACTracesConfig, TraceCollector
 
 
 TASK = ChainTask((4,))

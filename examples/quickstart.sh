@@ -7,4 +7,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash examples/install.sh .venv quickstart
-exec .venv/bin/python -m trl_credit.quickstart "$@"
+exec .venv/bin/python -m trl_credit.toy "$@"

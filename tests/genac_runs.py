@@ -72,9 +72,9 @@ def share_of_even(completion_ids, **kwargs):
 class Watched(GenACTrainer):
     """Keeps its rollouts."""
 
-    def assign_credit(self, rollout, rewards):
+    def assign_credit(self, rollout, rewards, mode):
         self.__dict__.setdefault("rewards_seen", []).append(rewards)
-        credited = super().assign_credit(rollout, rewards)
+        credited = super().assign_credit(rollout, rewards, mode)
         self.__dict__.setdefault("rollouts_seen", []).append(credited)
         return credited
 

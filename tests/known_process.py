@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trl_credit.diagnostics import Probes, Rollout
+from trl_credit.critic_report import Probes, Rollout
 
 
 PROMPTS = (0.3, 0.5, 0.7)  # values of the three prompts there are

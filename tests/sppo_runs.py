@@ -12,7 +12,7 @@ from vapo_oracle import Sample
 from vapo_runs import PROMPTS, SETTINGS, fixed_rollout
 
 from trl_credit import SPPOConfig, SPPOTrainer
-from trl_credit.networks.token_critic import make_token_critic
+from trl_credit.critics.token import make_token_critic
 
 
 CONVERSATIONS = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
@@ -88,10 +88,10 @@ class Watched(SPPOTrainer):
         embeddings = self.critic.get_input_embeddings()
         embeddings.register_forward_hook(lambda module, args, output: self.prompts_read.append(len(args[0])))
 
-    def assign_credit(self, rollout, rewards):
+    def assign_credit(self, rollout, rewards, mode):
         self.rewards_seen.append(rewards)
         self.rows_seen.append(self.rollout_rows)
-        self.rollouts_seen.append(super().assign_credit(rollout, rewards))
+        self.rollouts_seen.append(super().assign_credit(rollout, rewards, mode))
         return self.rollouts_seen[-1]
 
 

@@ -126,7 +126,7 @@ def wrong_trl(bench):
 from importlib import metadata
 version = metadata.version
 metadata.version = lambda name: "1.17.0" if name == "trl" else version(name)
-import trl_credit.trl_seam
+import trl_credit.seam
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}

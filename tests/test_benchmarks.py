@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -71,7 +71,9 @@ def test_a_method_is_ahead_only_when_the_seeds_agree():
 
 
 def test_the_baseline_without_a_critic_is_the_mean_of_the_batch():
-    rollout = sppo_learning.BatchMeanTrainer.assign_credit(None, {"kept": 1}, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    rollout = sppo_learning.BatchMeanTrainer.assign_credit(
+        None, {"kept": 1}, torch.tensor([1.0, 0.0, 0.0, 0.0]), "train"
+    )
     assert rollout["advantages"].tolist() == [0.75, -0.25, -0.25, -0.25]
     assert rollout["kept"] == 1
 

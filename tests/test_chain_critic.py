@@ -4,13 +4,13 @@ import random
 
 import pytest
 
-from trl_credit.credit.segments import segment_texts
-from trl_credit.oracle_traces.oracle import State
-from trl_credit.quickstart.chain_critic import TEMPLATE, make_tokenizer, save_start, segment_lines, trace
-from trl_credit.quickstart.task import ChainTask, Teacher, answer
-from trl_credit.quickstart.tiny_model import TinyModelSettings, load, make_model
-from trl_credit.quickstart.tiny_model import make_tokenizer as make_actor_tokenizer
-from trl_credit.trainers.genac.prompting import parse_score, render
+from trl_credit.critics.generative.question import parse_score, render
+from trl_credit.segmenting import segment_texts
+from trl_credit.toy.chain_critic import TEMPLATE, make_tokenizer, save_start, segment_lines, trace
+from trl_credit.toy.task import ChainTask, Teacher, answer
+from trl_credit.toy.tiny_model import TinyModelSettings, load, make_model
+from trl_credit.toy.tiny_model import make_tokenizer as make_actor_tokenizer
+from trl_credit.trainers.genac.traces.oracle import State
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from tiny import tiny_model_dir
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.cli import main
 from trl_credit.cli.env import _installed
-from trl_credit.credit_log import CreditLogConfig
 from trl_credit.scripts.grpo_lambda import make_parser
-from trl_credit.trl_seam import run_grpo_script, split_launch_arguments
+from trl_credit.seam import CreditConfig
+from trl_credit.seam.scripts import run_grpo_script, split_launch_arguments
 
 
 # What a run on the CPU needs to say.
@@ -82,7 +82,7 @@ def test_help_imports_nothing_heavy():
 
 def test_help_shows_each_field_of_ours_with_its_default():
     text = " ".join(make_parser().format_help().split())
-    ours = [field for field in fields(GRPOLambdaConfig) if field.name not in CreditLogConfig.__dataclass_fields__]
+    ours = [field for field in fields(GRPOLambdaConfig) if field.name not in CreditConfig.__dataclass_fields__]
     assert len(ours) == 7
     for field in ours:
         option = text[text.index(f" --{field.name}") :]

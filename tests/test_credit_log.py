@@ -13,8 +13,9 @@ from tiny import tiny_model_dir, tiny_tokenizer
 from vapo_runs import SETTINGS, make_trainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, adjoint_trace
-from trl_credit.credit_log import CreditLogConfig, token_texts
-from trl_credit.viewer import read_completions
+from trl_credit.credit_log import read_completions
+from trl_credit.credit_log.log import token_texts
+from trl_credit.seam import CreditConfig
 
 
 LOGGED = {"log_credit": True, "log_credit_steps": 1}
@@ -41,8 +42,8 @@ def none_for_short(completions, **kwargs):
 class Seen(GRPOLambdaTrainer):
     """Keeps the terms of its losses, and its rollouts as they were sampled."""
 
-    def assign_credit(self, rollout, rewards):
-        rollout = super().assign_credit(rollout, rewards)
+    def assign_credit(self, rollout, rewards, mode):
+        rollout = super().assign_credit(rollout, rewards, mode)
         self.__dict__.setdefault("rollouts_seen", []).append(rollout)
         return rollout
 
@@ -141,8 +142,8 @@ def test_a_masked_truncated_completion_is_shown_and_not_credited(model_dir, tmp_
 
 def test_values_of_prompts_and_segments_of_completions_reach_the_reader(model_dir, tmp_path):
     class WithSegments(Seen):
-        def assign_credit(self, rollout, rewards):
-            rollout = super().assign_credit(rollout, rewards)
+        def assign_credit(self, rollout, rewards, mode):
+            rollout = super().assign_credit(rollout, rewards, mode)
             self.add_credit("value", torch.arange(len(rewards)) / 4)
             ends = rollout["completion_mask"].sum(1).tolist()
             segment = {"value": 0.5, "advantage": -0.5, "reasoning": "<b>So far\x00 so good.</b>"}
@@ -250,12 +251,12 @@ def test_a_run_from_the_start_puts_the_tables_of_an_earlier_one_aside(model_dir,
 
 def test_the_table_of_options_says_what_the_config_says():
     page = (Path(__file__).parents[1] / "docs/inspect.md").read_text(encoding="utf-8")
-    own = [field for field in fields(CreditLogConfig) if field.name.startswith("log_credit")]
+    own = [field for field in fields(CreditConfig) if field.name.startswith("log_credit")]
     assert len(own) == 3
     for field in own:
         assert f"| `{field.name}` | `{field.default}` | {field.metadata['help']} |" in page
         assert f"{field.name} (`{field.type.__name__}`, *optional*, defaults to `{field.default}`)" in str(
-            CreditLogConfig.__doc__
+            CreditConfig.__doc__
         )
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trl_credit.credit.diagnostics import at_fraction, explained_variance, fit_sums
+from trl_credit.credit.fit import at_fraction, explained_variance, fit_sums
 from trl_credit.credit.value_loss import clip_share, squared_error
 
 

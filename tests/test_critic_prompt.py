@@ -3,7 +3,7 @@ import random
 import pytest
 from tiny import EOS, tiny_tokenizer
 
-from trl_credit.trainers.genac.prompting import (
+from trl_credit.critics.generative.question import (
     SLOTS,
     TEMPLATE,
     TEMPLATE_WITHOUT_HINT,

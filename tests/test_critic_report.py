@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from known_process import CANDIDATES, CLIFF, COMPLETIONS, MOVES, PROMPTS, samples, whole_process
 
-from trl_credit.diagnostics import ConstantCritic, Probes, Rollout, evaluate_critic
-from trl_credit.diagnostics.evaluation import ALPHAS, LAMBDAS
+from trl_credit.critic_report import ConstantCritic, Probes, Rollout, evaluate_critic
+from trl_credit.critic_report.report import ALPHAS, LAMBDAS
 
 
 STATES = MOVES + 1

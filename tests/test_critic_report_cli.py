@@ -15,11 +15,11 @@ from transformers import GenerationMixin
 
 from trl_credit.cli import main
 from trl_credit.cli.critic_report import make_parser
-from trl_credit.diagnostics.evaluation import CriticReport
-from trl_credit.diagnostics.layout import SECTIONS
-from trl_credit.diagnostics.page import draw, show, write_page
-from trl_credit.diagnostics.statistics import Figure
-from trl_credit.networks.token_critic import make_token_critic
+from trl_credit.critic_report.layout import SECTIONS
+from trl_credit.critic_report.report import CriticReport
+from trl_credit.critic_report.report_page import draw, show, write_page
+from trl_credit.critic_report.statistics import Figure
+from trl_credit.critics.token import make_token_critic
 
 
 REWARDS = "def no_x(completions, **kwargs): return [float('x' not in text) for text in completions]\n"

@@ -17,15 +17,15 @@ from tiny import tiny_model_dir
 import trl_credit
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.cli import main
-from trl_credit.credit_log import CreditLogConfig
-from trl_credit.quickstart.program import make_parser as quickstart_parser
 from trl_credit.scripts.grpo_lambda import make_parser
+from trl_credit.seam import CreditConfig
+from trl_credit.toy.quickstart import make_parser as quickstart_parser
 
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TRAINER_PAGE = (ROOT / "docs/trainers/grpo_lambda.md").read_text(encoding="utf-8")
-OWN_FIELDS = [f for f in fields(GRPOLambdaConfig) if f.name not in {f.name for f in fields(CreditLogConfig)}]
+OWN_FIELDS = [f for f in fields(GRPOLambdaConfig) if f.name not in {f.name for f in fields(CreditConfig)}]
 
 
 def section(page: str, heading: str) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoModelForTokenClassification
 from vapo_runs import LENGTH, make_trainer, share_of_even
 
 from trl_credit import gae, length_adaptive_lambda
-from trl_credit.networks.token_critic import make_token_critic, read_values
+from trl_credit.critics.token import make_token_critic, read_values
 
 
 @pytest.fixture(scope="module")

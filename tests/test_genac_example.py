@@ -14,7 +14,7 @@ from chat_server import serving
 from launch import BIN, run
 from tiny import tiny_model_dir
 
-from trl_credit.quickstart.tiny_model import TinyModelSettings, make_model, make_tokenizer
+from trl_credit.toy.tiny_model import TinyModelSettings, make_model, make_tokenizer
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from chat_server import busy, cuts_short, hangs, hangs_up, out_of_room, sends, serving
 
-from trl_credit.oracle_traces.asking import ask_all
-from trl_credit.oracle_traces.journal import Journal
-from trl_credit.oracle_traces.oracle import (
+from trl_credit.journal import Journal
+from trl_credit.trainers.genac.traces.asking import ask_all
+from trl_credit.trainers.genac.traces.oracle import (
     Answer,
     Endpoint,
     OracleError,
@@ -230,9 +230,9 @@ def test_an_error_of_the_function_ends_the_run_and_loses_nothing(journal):
 PROGRAM = """
 import sys
 from pathlib import Path
-from trl_credit.oracle_traces.asking import ask_all
-from trl_credit.oracle_traces.journal import Journal
-from trl_credit.oracle_traces.oracle import Endpoint, State
+from trl_credit.trainers.genac.traces.asking import ask_all
+from trl_credit.journal import Journal
+from trl_credit.trainers.genac.traces.oracle import Endpoint, State
 states = [State(f"query {i} π") for i in range(12)]
 ask_all(Endpoint(sys.argv[1], "oracle"), states, Journal(Path(sys.argv[2])), concurrency=2)
 """

@@ -9,12 +9,12 @@ from genac_runs import GENAC, TEMPLATE, share_of_even
 from tiny import tiny_model_dir, tiny_tokenizer
 from vapo_runs import PROMPTS, SETTINGS, fixed_rollout
 
-from trl_credit.oracle_traces import GenACTracesConfig, TraceCollector, write_dataset
-from trl_credit.oracle_traces.dataset import reason_to_drop
-from trl_credit.oracle_traces.journal import Journal, read_rows
-from trl_credit.oracle_traces.oracle import State, Unavailable
+from trl_credit.journal import Journal, read_rows
 from trl_credit.scripts.genac_sft import CriticSFTTrainer, GenACSFTConfig
 from trl_credit.scripts.genac_traces import filter_file
+from trl_credit.trainers.genac.traces import GenACTracesConfig, TraceCollector, write_dataset
+from trl_credit.trainers.genac.traces.dataset import reason_to_drop
+from trl_credit.trainers.genac.traces.oracle import State, Unavailable
 
 
 TRACES = {"max_steps": -1, "critic_max_completion_length": 80}  # one pass over the prompts

@@ -6,7 +6,7 @@ import torch
 from known_process import samples
 from tiny import tiny_model, tiny_tokenizer
 
-from trl_credit.diagnostics import GenerativeCritic, Rollout
+from trl_credit.critic_report import GenerativeCritic, Rollout
 
 
 TEMPLATE = "{problem}|{partial_solution}|{success_rate}:"
@@ -56,7 +56,7 @@ def test_a_state_without_a_score_gets_the_mean_of_the_others_and_all_of_them_the
 
 
 def test_a_real_critic_that_says_nothing_of_use_is_measured_and_measured_alike(tmp_path):
-    from trl_credit.diagnostics import evaluate_critic
+    from trl_credit.critic_report import evaluate_critic
 
     tiny_model(hidden=32).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

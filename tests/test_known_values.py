@@ -7,7 +7,7 @@ from datasets import Dataset
 from tiny import tiny_model
 
 from trl_credit import VAPOConfig, VAPOTrainer
-from trl_credit.networks.token_critic import make_token_critic
+from trl_credit.critics.token import make_token_critic
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def test_explained_variance_against_the_true_values_is_above_08_and_v_falls_at_t
     kept = []
 
     class Keeping(VAPOTrainer):
-        def assign_credit(self, rollout, rewards):
-            kept.append(super().assign_credit(rollout, rewards))
+        def assign_credit(self, rollout, rewards, mode):
+            kept.append(super().assign_credit(rollout, rewards, mode))
             return kept[-1]
 
     trainer = Keeping(

@@ -6,8 +6,8 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_model
 from torch.nn.attention.flex_attention import flex_attention
 
-from trl_credit.networks.branch_mask import block_mask, dense_mask, refuse_unpackable, sees
-from trl_credit.networks.packed import CriticQuery, answer_log_probs, plan_rows
+from trl_credit.critics.generative.branch_mask import block_mask, dense_mask, refuse_unpackable, sees
+from trl_credit.critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
 
 
 VOCABULARY = 250

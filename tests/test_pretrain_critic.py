@@ -13,7 +13,7 @@ from tiny import tiny_model_dir
 from vapo_runs import make_trainer
 
 from trl_credit import VAPOConfig
-from trl_credit.cli.training import _recipes, _with_recipe
+from trl_credit.cli.launch import _recipes, _with_recipe
 from trl_credit.scripts.vapo import make_parser
 
 

@@ -12,8 +12,8 @@ import pytest
 from chain_policy import LENGTH, LETTERS, chain_policy_dir, no_x, true_value
 from tiny import tiny_model_dir
 
-from trl_credit.diagnostics import Decoding, ProbeSettings, draw_probes, load_policy
-from trl_credit.diagnostics.probes import find_cuts
+from trl_credit.critic_report import Decoding, ProbeSettings, draw_probes, load_policy
+from trl_credit.critic_report.probes import find_cuts
 
 
 PROMPTS = [{"prompt": letter} for letter in LETTERS[:-1]]
@@ -77,7 +77,7 @@ import os, signal, sys
 sys.path[:0] = sys.argv[3].split(os.pathsep)
 from chain_policy import no_x
 from test_probes import PROMPTS, SETTINGS
-from trl_credit.diagnostics import ProbeSettings, draw_probes, load_policy
+from trl_credit.critic_report import ProbeSettings, draw_probes, load_policy
 
 policy = load_policy(sys.argv[1], batch_size=64)
 sample, calls = policy.sample, []
@@ -132,7 +132,7 @@ def test_probes_of_something_else_are_refused(policy, tmp_path):
 
 
 def test_a_model_in_memory_is_known_by_its_weights(policy):
-    from trl_credit.diagnostics import TransformersPolicy
+    from trl_credit.critic_report import TransformersPolicy
 
     same = TransformersPolicy(policy.model, policy.tokenizer)
     assert same.identity == TransformersPolicy(policy.model, policy.tokenizer).identity

@@ -12,11 +12,11 @@ import torch
 from tiny import tiny_model_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import trl_credit.quickstart
-from trl_credit.quickstart import program, tiny_model
-from trl_credit.quickstart.evaluation import Estimate, evaluate, held_out_problems
-from trl_credit.quickstart.task import ALPHABET, ChainTask, ChatTask, Teacher, solve, value
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save, load, make_tokenizer
+import trl_credit.toy
+from trl_credit.toy import program, tiny_model
+from trl_credit.toy.scoring import Estimate, evaluate, held_out_problems
+from trl_credit.toy.task import ALPHABET, ChainTask, ChatTask, Teacher, solve, value
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load, make_tokenizer
 
 
 CHAIN = ChainTask((4, 5, 6))
@@ -142,7 +142,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("trainer", ["grpo-lambda", "grpo"])
 def test_from_nothing_to_table_picture_and_checkpoint(tmp_path, small, capsys, trainer):
     argv = ["--steps", "2", "--problems", "32", "--trainer", trainer, "--output_dir", str(tmp_path)]
-    assert trl_credit.quickstart.main(argv) == 0
+    assert trl_credit.toy.main(argv) == 0
     shown = capsys.readouterr().out
     for text in ("Fitting a tiny model", "32 held-out problems", "sampled", "greedy", "gain", "after", "checkpoint"):
         assert text in shown
@@ -158,34 +158,34 @@ def test_from_nothing_to_table_picture_and_checkpoint(tmp_path, small, capsys, t
     assert len(evaluate(model, tokenizer, CHAIN, held_out_problems(CHAIN, 4)).greedy) == 4
 
     fitted = small.folder(tmp_path).stat().st_mtime_ns
-    assert trl_credit.quickstart.main(argv) == 0  # the tiny model is there already
+    assert trl_credit.toy.main(argv) == 0  # the tiny model is there already
     assert "Fitting" not in capsys.readouterr().out
     assert small.folder(tmp_path).stat().st_mtime_ns == fitted
 
 
 def test_time_limit_ends_the_training(tmp_path, small, capsys):
     argv = ["--steps", "500", "--problems", "4", "--minutes", "0.001", "--output_dir", str(tmp_path)]
-    assert trl_credit.quickstart.main(argv) == 0
+    assert trl_credit.toy.main(argv) == 0
     assert "Stopped after 0.001 minutes, at step 1 of 500" in capsys.readouterr().out
 
 
 def test_model_without_chat_template_is_refused(tmp_path, small, capsys):
     fit_and_save(replace(small, steps=1), tmp_path / "model")
-    assert trl_credit.quickstart.main(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path)]) == 2
+    assert trl_credit.toy.main(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path)]) == 2
     assert "must be a chat model" in capsys.readouterr().out
 
 
 def test_chat_model_of_ones_own(tmp_path, capsys):
     model = tiny_model_dir(tmp_path)
     argv = ["--model", str(model), "--steps", "1", "--problems", "4", "--output_dir", str(tmp_path / "out")]
-    assert trl_credit.quickstart.main(argv) == 0
+    assert trl_credit.toy.main(argv) == 0
     assert "4 held-out problems" in capsys.readouterr().out
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
 
 
 def test_libraries_talk_again_after_the_run(small, tmp_path):
     before = (logging.root.manager.disable, datasets.are_progress_bars_disabled(), list(warnings.filters))
-    trl_credit.quickstart.main(["--steps", "1", "--problems", "4", "--output_dir", str(tmp_path)])
+    trl_credit.toy.main(["--steps", "1", "--problems", "4", "--output_dir", str(tmp_path)])
     assert (logging.root.manager.disable, datasets.are_progress_bars_disabled(), list(warnings.filters)) == before
 
 
@@ -200,15 +200,15 @@ def test_libraries_talk_again_after_the_run(small, tmp_path):
 )
 def test_bad_options_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
-        trl_credit.quickstart.main(argv)
+        trl_credit.toy.main(argv)
     assert message in capsys.readouterr().err
 
 
 def test_help_is_quick():
     code = """
-import sys, trl_credit.quickstart
+import sys, trl_credit.toy
 try:
-    trl_credit.quickstart.main(["--help"])
+    trl_credit.toy.main(["--help"])
 finally:
     print("torch loaded:", "torch" in sys.modules)
 """

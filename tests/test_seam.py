@@ -23,8 +23,8 @@ from datasets import Dataset
 from tiny import tiny_model_dir
 
 import trl_credit
+from trl_credit.seam import CreditTrainer
 from trl_credit.trainers.grpo_lambda.grpo_lambda_config import TRACED_LOSS_TYPES
-from trl_credit.trl_seam import CreditTrainer
 
 
 PACKAGE = Path(trl_credit.__file__).parent

@@ -13,7 +13,7 @@ from datasets import Dataset
 from tiny import tiny_model_dir
 from trl.trainer import utils
 
-from trl_credit.trl_seam import single_generation_allowed
+from trl_credit.seam import CreditConfig
 
 
 SETTINGS = {
@@ -194,10 +194,5 @@ def test_one_completion_for_a_prompt_passes_grpo_configs_check_and_stays_one(tmp
     with pytest.raises(ValueError, match="at least 2 generations"):
         trl.GRPOConfig(str(tmp_path), **{**SETTINGS, "num_generations": 1})
 
-    class Single(trl.GRPOConfig):
-        def __post_init__(self):
-            with single_generation_allowed(self):
-                super().__post_init__()
-
-    config = Single(str(tmp_path), **{**SETTINGS, "num_generations": 1})
+    config = CreditConfig(str(tmp_path), **{**SETTINGS, "num_generations": 1})
     assert type(config.num_generations) is int and config.num_generations == 1

@@ -9,7 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from trl_credit.credit.running_mean import RunningMean
-from trl_credit.credit.segments import (
+from trl_credit.segmenting import (
     DelimiterSegmenter,
     _ends_in_text,
     segment_advantages,

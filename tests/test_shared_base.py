@@ -10,8 +10,8 @@ from tiny import ARCHITECTURES, tiny_model, tiny_model_dir
 from transformers import AutoModelForCausalLM
 from vapo_runs import make_trainer
 
-from trl_credit.networks.shared_base import make_shared_base_critic
-from trl_credit.networks.token_critic import make_token_critic, read_values
+from trl_credit.critics.shared_base import make_shared_base_critic
+from trl_credit.critics.token import make_token_critic, read_values
 
 
 ADAPTERS = {"r": 4, "target_modules": "all-linear"}

@@ -11,7 +11,7 @@ from sppo_runs import CONVERSATIONS, critic_dir, critic_tokenizer, make_critic, 
 from tiny import tiny_model_dir
 
 from trl_credit import SPPOConfig
-from trl_credit.networks.prompt_critic import tokenize_prompts
+from trl_credit.critics.prompt import tokenize_prompts
 
 
 BASE = {"bf16": False, "use_cpu": True, "report_to": [], "per_device_train_batch_size": 4}
@@ -204,7 +204,7 @@ def test_images_are_refused_by_name(model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path)
     rollout = {"prompt_ids": torch.ones(1, 1), "pixel_values": torch.ones(1)}
     with pytest.raises(ValueError, match=r"\['pixel_values'\], which the critic cannot take"):
-        trainer.assign_credit(rollout, torch.ones(1))
+        trainer.assign_credit(rollout, torch.ones(1), "train")
 
 
 def test_the_config_of_another_trainer_is_refused(model_dir, tmp_path):

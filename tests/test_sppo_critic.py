@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vapo_runs import PROMPTS
 
 from trl_credit import SPPOTrainer
-from trl_credit.networks.prompt_critic import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
-from trl_credit.networks.token_critic import head_of, make_token_critic
+from trl_credit.critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
+from trl_credit.critics.token import head_of, make_token_critic
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tiny import tiny_model_dir
 from transformers import AutoTokenizer
 
 from trl_credit import SPPOConfig, SPPOTrainer
-from trl_credit.cli.training import _with_recipe
+from trl_credit.cli.launch import _with_recipe
 from trl_credit.scripts.sppo import make_parser
 
 

@@ -12,10 +12,9 @@ from sppo_runs import (
     unscored_now_and_then,
 )
 from tiny import tiny_model_dir
-from trl import GRPOConfig
 from vapo_runs import PROMPTS, SETTINGS
 
-from trl_credit.trl_seam import CreditTrainer
+from trl_credit.seam import CreditConfig, CreditTrainer
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +41,11 @@ class ConstantBaseline(CreditTrainer):
 
     _name = "constant baseline"
 
-    def assign_credit(self, rollout, rewards):
+    def assign_credit(self, rollout, rewards, mode):
         return {**rollout, "advantages": torch.nan_to_num(rewards - 0.3)}
 
-    begin_step = CreditTrainer.token_mean_over_step
 
-
-class ConstantBaselineConfig(GRPOConfig):
+class ConstantBaselineConfig(CreditConfig):
     pass
 
 

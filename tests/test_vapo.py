@@ -19,7 +19,7 @@ def critic():
     """One that has learned something: the head of a fresh one is zero."""
     from tiny import tiny_model
 
-    from trl_credit.networks.token_critic import make_token_critic
+    from trl_credit.critics.token import make_token_critic
 
     network = make_token_critic(tiny_model(seed=1))
     with torch.no_grad():

@@ -93,7 +93,7 @@ def test_a_reward_that_is_none_is_refused_by_name(reward, message, model_dir, tm
 
 
 def test_images_are_refused_by_name():
-    from trl_credit.networks.token_critic import refuse_images
+    from trl_credit.critics.token import refuse_images
 
     with pytest.raises(ValueError, match=r"\['pixel_values'\], which the critic cannot take"):
         refuse_images({"prompt_ids": torch.ones(1, 1), "pixel_values": torch.ones(1)})

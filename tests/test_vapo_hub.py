@@ -83,7 +83,7 @@ print(one(ids).logits.squeeze().tolist())
 @pytest.mark.parametrize("published", ["sppo"], indirect=True)
 def test_a_critics_own_tokenizer_is_found_on_the_hub_beside_it(hub, published, tmp_path):
     code = """
-from trl_credit.networks.prompt_critic import load_critic_tokenizer, tokenize_prompts
+from trl_credit.critics.prompt import load_critic_tokenizer, tokenize_prompts
 one = load_critic_tokenizer("user/sppo-critic")
 two = load_critic_tokenizer("user/sppo", {"subfolder": "critic", "dtype": "float32"})
 prompt = [[{"role": "user", "content": "ab"}]]

@@ -10,7 +10,7 @@ import pytest
 
 from trl_credit.cli import main
 from trl_credit.cli.inspect import make_parser
-from trl_credit.viewer import BadTable, read_completions, write_page
+from trl_credit.credit_log import BadTable, read_completions, write_page
 
 
 PAGE = (Path(__file__).parents[1] / "docs/inspect.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import random
 import pytest
 from browser import chromium
 
-from trl_credit.viewer import read_completions, write_page
+from trl_credit.credit_log import read_completions, write_page
 
 
 HOSTILE = [

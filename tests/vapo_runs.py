@@ -70,9 +70,9 @@ def even_tokens(completion_ids, **kwargs):
 class Watched(VAPOTrainer):
     """Keeps its rollouts, and both networks as they were at the start."""
 
-    def assign_credit(self, rollout, rewards):
+    def assign_credit(self, rollout, rewards, mode):
         self.__dict__.setdefault("rewards_seen", []).append(rewards)
-        credited = super().assign_credit(rollout, rewards)
+        credited = super().assign_credit(rollout, rewards, mode)
         self.__dict__.setdefault("rollouts_seen", []).append(credited)
         return credited
 

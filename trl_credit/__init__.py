@@ -4,19 +4,22 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from . import moved
 
+
+moved.install()
 __version__ = version("trl-credit")
 
 # Public names and where they live. Nothing is imported before it is asked for, so that `import trl_credit` is instant.
 _LAZY = {
     "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
     "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
-    "CriticEngine": "trl_credit.critic_engine",
+    "CriticEngine": "trl_credit.critics.engine.engine",
     "GenACConfig": "trl_credit.trainers.genac.genac_config",
     "GenACTrainer": "trl_credit.trainers.genac.genac_trainer",
     "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
     "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
-    "CriticProbeCallback": "trl_credit.diagnostics",
+    "CriticProbeCallback": "trl_credit.critic_report",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
@@ -24,7 +27,7 @@ _LAZY = {
     "brier_score": "trl_credit.credit.calibration",
     "calibration_sums": "trl_credit.credit.calibration",
     "eligibility_trace": "trl_credit.credit.traces",
-    "evaluate_critic": "trl_credit.diagnostics",
+    "evaluate_critic": "trl_credit.critic_report",
     "expected_calibration_error": "trl_credit.credit.calibration",
     "gae": "trl_credit.credit.gae",
     "length_adaptive_lambda": "trl_credit.credit.gae",
@@ -53,9 +56,9 @@ if TYPE_CHECKING:
     from .credit.traces import eligibility_trace as eligibility_trace
     from .credit.traces import trace_weights as trace_weights
     from .credit.value_loss import binary_cross_entropy as binary_cross_entropy
-    from .critic_engine import CriticEngine as CriticEngine
-    from .diagnostics import CriticProbeCallback as CriticProbeCallback
-    from .diagnostics import evaluate_critic as evaluate_critic
+    from .critic_report import CriticProbeCallback as CriticProbeCallback
+    from .critic_report import evaluate_critic as evaluate_critic
+    from .critics.engine.engine import CriticEngine as CriticEngine
     from .trainers.genac.genac_config import GenACConfig as GenACConfig
     from .trainers.genac.genac_trainer import GenACTrainer as GenACTrainer
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig

@@ -20,8 +20,8 @@ from trl import GRPOConfig
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, VAPOTrainer
 from trl_credit.cli import main
-from trl_credit.quickstart.task import ChainTask
-from trl_credit.quickstart.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.toy.task import ChainTask
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
 
 
 STEPS = 41

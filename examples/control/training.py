@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tasks import MountainCar, PrecisionCartPole
 from torch import nn
 
-from trl_credit.credit.diagnostics import explained_variance, fit_sums
+from trl_credit.credit.fit import explained_variance, fit_sums
 from trl_credit.credit.gae import gae, whiten
 from trl_credit.credit.value_loss import binary_cross_entropy, squared_error
 

@@ -21,7 +21,7 @@ from vapo_runs import PROMPTS, SETTINGS, fixed_rollout
 from vapo_worker import engine
 
 from trl_credit import GenACConfig, GenACTrainer
-from trl_credit.critic_engine import seeded
+from trl_credit.critics.engine.engine import seeded
 
 
 COMMON = {

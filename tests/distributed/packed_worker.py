@@ -15,7 +15,7 @@ from test_packed import completions, refuse_unpackable, tiny_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from trl_credit.networks.packed import answer_log_probs, plan_rows
+from trl_credit.critics.generative.packed import answer_log_probs, plan_rows
 
 
 def main(output: str) -> None:

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import distributed
 
 from trl_credit import CriticProbeCallback, SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer
-from trl_credit.diagnostics import ProbeSettings, draw_probes, load_policy
+from trl_credit.critic_report import ProbeSettings, draw_probes, load_policy
 
 
 # Of an odd number of rollouts, so that two processes have unequal shares of them.

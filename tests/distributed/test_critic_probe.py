@@ -10,7 +10,7 @@ from probe_worker import TRAINERS, measured, probes_of, train
 from tiny import tiny_model_dir
 
 from trl_credit import CriticProbeCallback, GRPOLambdaConfig, GRPOLambdaTrainer
-from trl_credit.diagnostics import PromptCritic, TokenCritic, evaluate_critic
+from trl_credit.critic_report import PromptCritic, TokenCritic, evaluate_critic
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; tests/with_vllm/make_env.sh makes an environment")
 
 from trl_credit.cli import main  # noqa: E402
-from trl_credit.diagnostics import Decoding, ProbeSettings, VLLMPolicy, draw_probes  # noqa: E402
-from trl_credit.diagnostics.policies import checkpoint_identity  # noqa: E402
+from trl_credit.critic_report import Decoding, ProbeSettings, VLLMPolicy, draw_probes  # noqa: E402
+from trl_credit.critic_report.policies import checkpoint_identity  # noqa: E402
 
 
 pytestmark = pytest.mark.vllm

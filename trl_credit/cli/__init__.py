@@ -20,7 +20,7 @@ _TRAINING = {
 # All others: the module whose `main(argv)` they are.
 _OTHERS = {
     "inspect": ("trl_credit.cli.inspect", "Write a page that shows what each token of a run's completions was given"),
-    "quickstart": ("trl_credit.quickstart", "Build a small language model that reasons, train it and show the gain"),
+    "quickstart": ("trl_credit.toy", "Build a small language model that reasons, train it and show the gain"),
     "critic-report": ("trl_credit.cli.critic_report", "Measure what critics know, against Monte-Carlo truth"),
     "env": ("trl_credit.cli.env", "Print versions and what is installed, for a bug report"),
 }
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     if name in _TRAINING:
-        from .training import launch
+        from .launch import launch
 
         return launch(name, argv[1:])
     return import_module(_OTHERS[name][0]).main(argv[1:]) or 0

@@ -117,8 +117,8 @@ def _report(args: Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ..diagnostics import Decoding, ProbeSettings, VLLMPolicy, draw_probes, evaluate_critic, load_policy
-    from ..diagnostics.page import write_json, write_page
+    from ..critic_report import Decoding, ProbeSettings, VLLMPolicy, draw_probes, evaluate_critic, load_policy
+    from ..critic_report.report_page import write_json, write_page
 
     settings = ProbeSettings(
         completions=args.completions,
@@ -169,8 +169,8 @@ def _show(console, reports) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..diagnostics.layout import SECTIONS
-    from ..diagnostics.page import show
+    from ..critic_report.layout import SECTIONS
+    from ..critic_report.report_page import show
 
     facts = reports[0].probes
     title = f"{facts['completions']} completions, {facts['states']} states, mean reward {facts['mean_reward']:.3f}"
@@ -191,7 +191,7 @@ def _show(console, reports) -> None:
 
 
 def _critic(spec: str, args: Namespace, tokenizer):
-    from ..diagnostics import ConstantCritic, GenerativeCritic, LeaveOneOutMean, PromptCritic, TokenCritic
+    from ..critic_report import ConstantCritic, GenerativeCritic, LeaveOneOutMean, PromptCritic, TokenCritic
 
     if spec == "leave_one_out":
         return LeaveOneOutMean()

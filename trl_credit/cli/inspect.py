@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ..viewer import BadTable, read_completions, write_page
+from ..credit_log import BadTable, read_completions, write_page
 
 
 def make_parser() -> ArgumentParser:

@@ -3,7 +3,7 @@
 from trl_credit import GenACConfig, GenACTrainer
 from trl_credit.scripts import grpo_parser
 from trl_credit.scripts.pretrain_critic import CriticPretrainer
-from trl_credit.trl_seam import run_grpo_script
+from trl_credit.seam.scripts import run_grpo_script
 
 
 class GenACPretrainer(CriticPretrainer, GenACTrainer):

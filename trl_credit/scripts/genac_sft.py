@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from trl import SFTConfig, SFTTrainer
 
-from trl_credit.trl_seam import run_sft_script
+from trl_credit.seam.scripts import run_sft_script
 
 
 @dataclass

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from trl_credit.oracle_traces import GenACTracesConfig, TraceCollector, write_dataset
-from trl_credit.oracle_traces.journal import read_rows
+from trl_credit.journal import read_rows
 from trl_credit.scripts import grpo_parser
-from trl_credit.trl_seam import run_grpo_script
+from trl_credit.seam.scripts import run_grpo_script
+from trl_credit.trainers.genac.traces import GenACTracesConfig, TraceCollector, write_dataset
 
 
 def make_parser(prog: str | None = None):

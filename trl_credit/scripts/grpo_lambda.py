@@ -2,7 +2,7 @@
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.scripts import grpo_parser
-from trl_credit.trl_seam import run_grpo_script
+from trl_credit.seam.scripts import run_grpo_script
 
 
 def make_parser(prog: str | None = None):

@@ -3,18 +3,16 @@
 from pathlib import Path
 
 from trl_credit import VAPOConfig, VAPOTrainer
-from trl_credit.networks.publish import push_critic
+from trl_credit.critics.card import push_critic
 from trl_credit.scripts import grpo_parser
+from trl_credit.seam.scripts import run_grpo_script
 from trl_credit.trainers.critic.critic_trainer import CRITIC_FOLDER, CriticTrainer
-from trl_credit.trl_seam import run_grpo_script
 
 
 class CriticPretrainer(CriticTrainer):
     """A trainer whose training is the pretraining; what it saves and publishes is the critic."""
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        if self.only_pretrains:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
         return self.pretrain_critic(resume_from_checkpoint)
 
     def save_model(self, output_dir=None, _internal_call=False):

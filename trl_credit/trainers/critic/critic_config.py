@@ -5,15 +5,14 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from ...credit_log import CreditLogConfig
-from ...trl_seam import single_generation_allowed
+from ...seam import CreditConfig
 
 
 @dataclass
-class CriticConfig(CreditLogConfig):
+class CriticConfig(CreditConfig):
     r"""
     What all configurations with a critic share. This class includes only the parameters that are specific to the
-    critic. For those of the credit log, refer to [`~trl_credit.credit_log.CreditLogConfig`], for all others to
+    critic. For those of the credit log, refer to [`~trl_credit.seam.CreditConfig`], for all others to
     [`~trl.GRPOConfig`].
 
     Args:
@@ -126,12 +125,7 @@ class CriticConfig(CreditLogConfig):
     )
 
     def __post_init__(self):
-        if self.num_generations is not None and self.num_generations < 1:
-            raise ValueError(
-                f"{type(self).__name__}: `num_generations` must be at least 1, got {self.num_generations}."
-            )
-        with single_generation_allowed(self):
-            super().__post_init__()
+        super().__post_init__()
         name = type(self).__name__
         for option, lowest in (
             ("critic_warmup_steps", 0),
@@ -149,14 +143,6 @@ class CriticConfig(CreditLogConfig):
             raise ValueError(f"{name}: `critic_initial_value` must be finite, got {self.critic_initial_value}.")
         self.critic_peft_config = _as_dict(self.critic_peft_config, f"{name}: `critic_peft_config`")
         self.critic_model_init_kwargs = _as_dict(self.critic_model_init_kwargs, f"{name}: `critic_model_init_kwargs`")
-        assert self.steps_per_generation is not None  # set by `GRPOConfig`
-        if self.steps_per_generation % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"{name}: `gradient_accumulation_steps` ({self.gradient_accumulation_steps}) must divide "
-                f"`steps_per_generation` ({self.steps_per_generation}): losses are means over all tokens of an "
-                "optimizer step, which must be known when it begins. Leave `steps_per_generation` unset, or make it a "
-                "multiple."
-            )
         if self.critic_share_base and self.critic_model_init_kwargs is not None:
             raise ValueError(
                 f"{name}: `critic_model_init_kwargs={self.critic_model_init_kwargs!r}` has no effect with "

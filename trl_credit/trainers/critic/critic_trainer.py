@@ -6,20 +6,17 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from ...critic_engine import CriticEngine, CriticOptimization, seeded
-from ...networks.publish import loading_code, push_critic, write_critic_card
-from ...networks.shared_base import make_shared_base_critic
-from ...networks.token_critic import make_token_critic
-from ...trl_seam import CreditTrainer, critic_source
+from ...critics.card import loading_code, push_critic, write_critic_card
+from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
+from ...critics.shared_base import make_shared_base_critic
+from ...critics.token import make_token_critic
+from ...seam import CreditTrainer
+from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
 
 
 # Where in a saved policy the critic lies.
 CRITIC_FOLDER = "critic"
-
-
-class PretrainingDone(Exception):
-    """Ends a run that was to pretrain the critic and no more."""
 
 
 class CriticTrainer(CreditTrainer):
@@ -57,7 +54,6 @@ class CriticTrainer(CreditTrainer):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
         self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
-        self.only_pretrains = False
 
     # --- What a subclass says
 
@@ -157,8 +153,6 @@ class CriticTrainer(CreditTrainer):
             self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
         if not self._pretraining["pretraining_done"]:
             self._pretrain(checkpoint)
-        if self.only_pretrains:
-            raise PretrainingDone
 
     def pretrain_critic(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, int]:
         """
@@ -177,14 +171,7 @@ class CriticTrainer(CreditTrainer):
             raise ValueError(
                 "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want."
             )
-        self.only_pretrains = True
-        try:
-            self.train(resume_from_checkpoint=resume_from_checkpoint)
-        except PretrainingDone:
-            self.is_in_train = False
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
-        finally:
-            self.only_pretrains = False
+        self.run_without_training(resume_from_checkpoint)
         self.save_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER)
         return dict(self._pretraining)
 
@@ -196,7 +183,6 @@ class CriticTrainer(CreditTrainer):
         while progress["pretraining_steps"] < steps:
             losses = []
             for step in next(rollouts)[: steps - progress["pretraining_steps"]]:
-                self.begin_step(step, "train")
                 result = self.update_critic(step, "critic_pretraining")
                 progress["pretraining_steps"] += 1
                 losses.append(result["loss"] if result else float("nan"))

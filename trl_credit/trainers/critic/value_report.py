@@ -2,7 +2,7 @@
 
 import torch
 
-from ...credit.diagnostics import at_fraction, explained_variance, fit_sums
+from ...credit.fit import at_fraction, explained_variance, fit_sums
 
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -13,7 +13,7 @@ def fit_report(trainer, values, returns, mask, num_generations: int) -> dict[str
     How well values explain Monte-Carlo returns.
 
     Args:
-        trainer ([`~trl_credit.trl_seam.CreditTrainer`]):
+        trainer ([`~trl_credit.seam.CreditTrainer`]):
             For its processes.
         values, returns, mask (`torch.Tensor`):
             Values, Monte-Carlo returns and the tokens that count, shape `(B, T)`.
@@ -33,7 +33,7 @@ def fit_report(trainer, values, returns, mask, num_generations: int) -> dict[str
 
 def value_means(values, mask, right) -> dict[str, tuple]:
     """
-    Sums and counts of the values, for [`~trl_credit.trl_seam.CreditTrainer.log_means`].
+    Sums and counts of the values, for [`~trl_credit.seam.CreditTrainer.log_means`].
 
     Args:
         values, mask (`torch.Tensor`):

@@ -1,8 +1,8 @@
 from dataclasses import dataclass, field
 
+from ...critics.generative.question import check_template
 from ..critic.critic_config import CriticConfig
 from ..vapo.vapo_config import TOKEN_LOSS_TYPES
-from .prompting import check_template
 
 
 # Of `CriticConfig`, what a critic that writes its values has no use for, and why.
@@ -27,7 +27,7 @@ class GenACConfig(CriticConfig):
     Args:
         critic_template (`str`, *optional*):
             What the critic is asked, with its slots. Default:
-            [`~trl_credit.trainers.genac.prompting.TEMPLATE`].
+            [`~trl_credit.critics.generative.question.TEMPLATE`].
         critic_max_completion_length (`int`, *optional*, defaults to `1024`):
             Longest answer of the critic, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):

@@ -9,20 +9,21 @@ from transformers import GenerationConfig
 from transformers.trainer_pt_utils import get_model_param_count
 
 from ...credit.running_mean import RunningMean
-from ...credit.segments import DelimiterSegmenter, Segmenter, segment_advantages, segment_of_token, segment_texts
-from ...critic_engine import seeded
-from ...networks.branch_mask import attention_of, refuse_unpackable
-from ...networks.generative_critic import make_generative_critic
-from ...networks.packed import answer_log_probs, plan_rows
-from ...networks.prompt_critic import load_critic_tokenizer
-from ...networks.publish import loading_code
-from ...networks.token_critic import refuse_images
+from ...credit.segment_gae import segment_advantages, segment_of_token
+from ...critics.card import loading_code
+from ...critics.engine.engine import seeded
+from ...critics.generative.branch_mask import attention_of, refuse_unpackable
+from ...critics.generative.network import make_generative_critic
+from ...critics.generative.packed import answer_log_probs, plan_rows
+from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, critic_query, parse_score
+from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows
+from ...critics.prompt import load_critic_tokenizer
+from ...critics.token import refuse_images
+from ...sampling import chunks_within, sample_answers
+from ...segmenting import DelimiterSegmenter, Segmenter, segment_texts
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import fit_report, value_means
-from .critic_generation import chunks_within, sample_answers
 from .genac_config import GenACConfig
-from .prompting import TEMPLATE, TEMPLATE_WITHOUT_HINT, critic_query, parse_score
-from .reading import Reading, answer_means, as_tensors, correlation, table_rows
 
 
 STATE_FILE = "genac_state.json"
@@ -45,8 +46,8 @@ class GenACTrainer(CriticTrainer):
             the critic is not given by path.
         critic_peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters of the critic instead of all its weights.
-        segmenter ([`~trl_credit.credit.segments.Segmenter`], *optional*):
-            Divides completions into segments. Default: a [`~trl_credit.credit.segments.DelimiterSegmenter`] with the
+        segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
+            Divides completions into segments. Default: a [`~trl_credit.segmenting.DelimiterSegmenter`] with the
             lengths in `args`.
 
     Example:
@@ -114,7 +115,7 @@ class GenACTrainer(CriticTrainer):
         return (
             "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
             "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
-            "`trl_credit.trainers.genac.prompting`\nlays out the question and reads the score.\n\n"
+            "`trl_credit.critics.generative.question`\nlays out the question and reads the score.\n\n"
             f"```text\n{self.template}\n```\n\n"
             f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
         )
@@ -169,7 +170,7 @@ class GenACTrainer(CriticTrainer):
         query = critic_query(tokenizer, self.template, prompt, texts, self.actor_description, success_rate)
         return Reading(query, texts, ends)
 
-    def ask(self, readings: list[Reading]) -> None:
+    def ask(self, readings: list[Reading], mode: str) -> None:
         """Let the critic answer about all states of all completions of this process that leave it room."""
         started = time.perf_counter()
         prompts, places = [], []
@@ -186,7 +187,6 @@ class GenACTrainer(CriticTrainer):
                         f"{self.args.critic_max_completion_length}` tokens. Shorten the answer, or drop the problem "
                         f"from the dataset. It ends: {self._text_of([prompt])[0][-200:]!r}"
                     )
-        mode = "train" if self.model.training else "eval"
         if mode == "eval":
             # The same noise in every evaluation, and none of the run's random numbers.
             with seeded(self.args.seed + self.accelerator.process_index):
@@ -265,10 +265,9 @@ class GenACTrainer(CriticTrainer):
 
     # --- Credit
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         refuse_images(rollout)
         self._refuse_other_rewards(rewards)
-        mode = "train" if self.model.training else "eval"
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
         if mode == "train":
@@ -283,7 +282,7 @@ class GenACTrainer(CriticTrainer):
             for row, length in enumerate(rollout["completion_mask"].sum(1))
         ]
         asked = [reading for reading in readings if reading is not None]
-        self.ask(asked)
+        self.ask(asked, mode)
         for reading in asked:
             reading.scores = [parse_score(text) for text in self._text_of(reading.answers)]
 
@@ -335,9 +334,6 @@ class GenACTrainer(CriticTrainer):
                 reading.weights = row[: len(reading.ends)]
 
     # --- The policy's loss
-
-    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        self.token_mean_over_step(micro_batches, mode)
 
     # --- Pretraining
 

@@ -1,7 +1,8 @@
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from ...credit_log import CreditLogConfig
+from ...seam import CreditConfig
 
 
 # TRL's loss types that are a function of a per-token ratio, which a trace can replace.
@@ -9,12 +10,12 @@ TRACED_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo"
 
 
 @dataclass
-class GRPOLambdaConfig(CreditLogConfig):
+class GRPOLambdaConfig(CreditConfig):
     r"""
     Configuration class for the [`GRPOLambdaTrainer`].
 
     This class includes only the parameters that are specific to GRPO-λ. For those of the credit log, refer to
-    [`~trl_credit.credit_log.CreditLogConfig`], for all others to [`~trl.GRPOConfig`].
+    [`~trl_credit.seam.CreditConfig`], for all others to [`~trl.GRPOConfig`].
 
     Args:
         trace_lambda (`float`, *optional*, defaults to `0.99`):
@@ -39,6 +40,9 @@ class GRPOLambdaConfig(CreditLogConfig):
     > [!NOTE]
     > `loss_type="vespo"` is refused: it weighs whole sequences and has no per-token ratio to trace.
     """
+
+    exact_token_mean: ClassVar[bool] = False  # TRL's, so that λ = 0 is GRPO
+    allows_single_generation: ClassVar[bool] = False  # the baseline is the group's
 
     trace_lambda: float = field(
         default=0.99,

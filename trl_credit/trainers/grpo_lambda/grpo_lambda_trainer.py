@@ -4,7 +4,7 @@ import torch
 
 from ...credit.lemma import value_gap_bound
 from ...credit.traces import adjoint_trace, eligibility_trace
-from ...trl_seam import CreditTrainer, LossTerms
+from ...seam import CreditTrainer, LossTerms
 from .grpo_lambda_config import GRPOLambdaConfig
 
 
@@ -55,7 +55,7 @@ class GRPOLambdaTrainer(CreditTrainer):
     config_class = GRPOLambdaConfig
     shaped_prefix = "trace"
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         if self.args.min_advantage is not None:
             rollout["advantages"] = rollout["advantages"].clamp(min=self.args.min_advantage)
         return rollout

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from ...credit.calibration import brier_score, calibration_sums, expected_calibration_error
-from ...credit.diagnostics import explained_variance, fit_sums
+from ...credit.fit import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
-from ...networks.prompt_critic import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
-from ...networks.publish import loading_code
-from ...networks.token_critic import refuse_images
+from ...critics.card import loading_code
+from ...critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
+from ...critics.token import refuse_images
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import extremes
 from .sppo_config import SPPOConfig
@@ -206,12 +206,12 @@ class SPPOTrainer(CriticTrainer):
         low, high = self.args.reward_range
         return low + (high - low) * outputs.sigmoid()
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         targets = self._targets(rewards)
         prompts, is_cut = self.prompts_for_critic(rollout)
         values = self.values(prompts)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
-        self._report(values, rewards, counted, is_cut)
+        self._report(mode, values, rewards, counted, is_cut)
         self.add_credit("value", values)
         self.add_column("value", values.tolist())
         return {
@@ -245,13 +245,9 @@ class SPPOTrainer(CriticTrainer):
             )
         return ((rewards - low) / (high - low)).clamp(0, 1)
 
-    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        self.token_mean_over_step(micro_batches, mode)
-
     # --- What is logged
 
-    def _report(self, values, rewards, counted, is_cut) -> None:
-        mode = "train" if self.model.training else "eval"
+    def _report(self, mode, values, rewards, counted, is_cut) -> None:
         bounded = self.args.critic_loss == "bce"
         low, high = self.args.reward_range if bounded else (0.0, 0.0)
         fit = fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
@@ -276,9 +272,7 @@ class SPPOTrainer(CriticTrainer):
             sums = calibration_sums((values - low) / scale, (rewards - low) / scale, counted)
             self._calibration[mode] = self._calibration.get(mode, 0) + sums
 
-    def log(self, *args, **kwargs):
-        """As TRL's, with the fit and the calibration of the values since the last log."""
-        mode = "train" if self.model.training else "eval"
+    def begin_log(self, mode: str) -> None:
         if mode in self._fit:
             fit = self.total(self._fit.pop(mode)).unsqueeze(0)
             self.log_value(mode, "critic/explained_variance", explained_variance(fit))
@@ -291,7 +285,6 @@ class SPPOTrainer(CriticTrainer):
                 self.log_value(mode, f"critic/decile_{decile}/count", count)
                 if count:
                     self.log_value(mode, f"critic/decile_{decile}/reward", outcomes / count)
-        super().log(*args, **kwargs)
 
 
 def _read(prompts: torch.Tensor, network: nn.Module) -> torch.Tensor:

@@ -5,8 +5,8 @@ from torch import nn
 
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import clip_share, squared_error
-from ...networks.token_critic import read_values, refuse_images
-from ...trl_seam import LossTerms
+from ...critics.token import read_values, refuse_images
+from ...seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import extremes, fit_report, value_means
 from .vapo_config import VAPOConfig
@@ -98,7 +98,7 @@ class VAPOTrainer(CriticTrainer):
         parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
         return torch.cat([self.engine.evaluate(partial(_read, part)) for part in parts])
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
         states = self.values(rollout)
@@ -115,7 +115,7 @@ class VAPOTrainer(CriticTrainer):
         advantages, _ = gae(earned, values, mask, gamma, lam, bootstrap)
         _, returns = gae(earned, values, mask, gamma, self.args.critic_lambda, bootstrap)
         right = torch.nan_to_num(rewards, nan=-torch.inf) > self.args.positive_reward_threshold
-        self._report(values, monte_carlo_returns(earned, mask, gamma), mask, cut_off, right, lam)
+        self._report(mode, values, monte_carlo_returns(earned, mask, gamma), mask, cut_off, right, lam)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
 
@@ -143,7 +143,6 @@ class VAPOTrainer(CriticTrainer):
     # --- The policy's loss
 
     def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        self.token_mean_over_step(micro_batches, mode)
         positive = self.total(sum(inputs["positive"].sum() for inputs in micro_batches))
         for inputs in micro_batches:
             inputs["num_positive_tokens"] = positive
@@ -165,8 +164,7 @@ class VAPOTrainer(CriticTrainer):
 
     # --- What is logged
 
-    def _report(self, values, returns, mask, cut_off, right, lam) -> None:
-        mode = "train" if self.model.training else "eval"
+    def _report(self, mode, values, returns, mask, cut_off, right, lam) -> None:
         known = mask
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
             known = mask & ~cut_off.unsqueeze(1)

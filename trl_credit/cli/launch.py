@@ -1,0 +1,83 @@
+"""Subcommands that train: TRL's parser reads the arguments, TRL's launcher starts the processes."""
+
+import sys
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from subprocess import CalledProcessError
+
+import yaml
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from trl.cli.accelerate_launcher import launch_training_script
+
+from ..seam.scripts import split_launch_arguments
+
+
+def _recipes() -> dict[str, str]:
+    """The package's recipes: names and files."""
+    return {
+        Path(file.name).stem: str(file) for file in sorted(files("trl_credit").joinpath("recipes").iterdir(), key=str)
+    }
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """`argv` with the file of a recipe for its name, where no file of the user's has that name."""
+    recipes = _recipes()
+    return [
+        recipes[value] if option == "--config" and value in recipes and not Path(value).exists() else value
+        for option, value in zip(["", *argv], argv, strict=False)
+    ]
+
+
+def launch(name: str, argv: list[str]) -> int:
+    """
+    Run `trl_credit/scripts/<name>.py` through `accelerate launch`.
+
+    Args:
+        name (`str`):
+            The subcommand.
+        argv (`list[str]`):
+            Its arguments: flags of the script, and of `accelerate launch`.
+
+    Returns:
+        `int`: The exit status of the training processes.
+    """
+    module = import_module(f"trl_credit.scripts.{name.replace('-', '_')}")
+    script = str(module.__file__)
+    parser = module.make_parser(prog=f"trl-credit {name}")
+    # Not the usage of argparse, which has hundreds of flags and comes before each error.
+    parser.usage = f"{parser.prog} [--config FILE.yaml] [options of the trainer] [options of accelerate launch]"
+    names = ", ".join(sorted(Path(file.name).stem for file in files("trl.accelerate_configs").iterdir()))
+    parser.epilog = (
+        "`--config FILE.yaml` reads options from a file, or from one of the package's recipes "
+        f"({', '.join(_recipes())}); those on the command line win. `--accelerate_config` takes "
+        f"the name of a config of TRL's ({names}) or a file. Any option of `accelerate launch` is one here too: "
+        "`--num_processes 2`."
+    )
+
+    def launch_parser():
+        launcher = launch_command_parser()
+        launcher.prog, launcher.usage = parser.prog, parser.usage
+        return launcher
+
+    def run(args) -> None:
+        if args.training_script != script:  # accelerate took a stray argument for the script
+            parser.error(f"unrecognized arguments: {args.training_script}")
+        launch_command(args)
+
+    argv = _with_recipe(argv)
+    if argv and argv[-1] in ("--config", "--accelerate_config"):
+        parser.error(f"argument {argv[-1]}: expected one argument")
+    try:
+        launch_args, script_args = split_launch_arguments(parser, argv)
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        parser.error(str(error))
+
+    try:
+        # TRL joins the path to that of its own scripts, which leaves an absolute one as it is.
+        launch_training_script(script, launch_args, script_args, launch_command_fn=run, launch_parser_fn=launch_parser)
+    except (CalledProcessError, ChildFailedError):  # they have printed why
+        print(f"{parser.prog}: training failed, see the first error above.", file=sys.stderr)
+        return 1
+    return 0

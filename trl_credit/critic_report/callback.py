@@ -1,0 +1,94 @@
+"""The critic's error on a fixed set of states, while it trains."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from ..critics.prompt import pad_prompts, tokenize_prompts
+from ..trainers.critic.critic_trainer import CriticTrainer
+from ..trainers.sppo.sppo_trainer import SPPOTrainer
+from ..trainers.vapo.vapo_trainer import VAPOTrainer
+from . import statistics as st
+from .critics import padded
+from .probes import Probes, Rollout
+
+
+class CriticProbeCallback(TrainerCallback):
+    """
+    Measures a critic in training on probes that do not change: does it forget what it knew?
+
+    The probes are of one policy, say the one that training starts from. As the policy moves, the truth moves away from
+    them too: what the error on them shows is the critic's memory, not its fit to the new policy. For the latter, draw
+    probes of a checkpoint and run `trl-credit critic-report`.
+
+    Logs `critic_probe/mse`, `critic_probe/explained_variance` and `critic_probe/bias`, the mean of V − V*, as in
+    [`evaluate_critic`], before the first step and after every `every_n_steps`, in the next line of the log; where a
+    line has several of them, their mean. It changes nothing in the run.
+
+    Args:
+        trainer ([`VAPOTrainer`] or [`SPPOTrainer`]):
+            The trainer; add the callback to it with `trainer.add_callback`.
+        probes ([`Probes`]):
+            See [`draw_probes`].
+        every_n_steps (`int`, *optional*, defaults to `50`):
+            Steps between two measurements, at least 1.
+
+    Example:
+
+    ```python
+    from trl_credit.critic_report import CriticProbeCallback, draw_probes, load_policy
+
+    probes = draw_probes("probes", load_policy("Qwen/Qwen2.5-0.5B-Instruct"), dataset.select(range(64)), reward_func)
+    trainer.add_callback(CriticProbeCallback(trainer, probes))
+    ```
+    """
+
+    def __init__(self, trainer: CriticTrainer, probes: Probes, every_n_steps: int = 50):
+        if not isinstance(trainer, (VAPOTrainer, SPPOTrainer)):
+            raise TypeError(f"CriticProbeCallback knows VAPOTrainer and SPPOTrainer, got a {type(trainer).__name__}.")
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ValueError(f"`every_n_steps` must be a whole number of at least 1, got {every_n_steps!r}.")
+        self.trainer, self.probes, self.every_n_steps = trainer, probes, every_n_steps
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.log(self._measure())  # an entry of its own, not a part of the first step's
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every_n_steps == 0:
+            for name, value in self._measure().items():
+                self.trainer.log_value("train", name, value)
+
+    def _measure(self) -> dict[str, float]:
+        rollouts = self.probes.rollouts
+        read = _prompt_values if isinstance(self.trainer, SPPOTrainer) else _token_values
+        rows = read(self.trainer, rollouts)
+        values = np.concatenate([row[rollout.cuts] for row, rollout in zip(rows, rollouts, strict=True)])
+        returns = np.concatenate([rollout.returns for rollout in rollouts]).astype(float)
+        truth, noise, weights = returns.mean(1), st.noise_of_mean(returns), np.ones(len(returns))
+        return {
+            "critic_probe/mse": st.squared_error(values, truth, noise, weights),
+            "critic_probe/explained_variance": st.explained_variance(values, truth, noise, weights),
+            "critic_probe/bias": st.mean(values - truth, weights),
+        }
+
+
+def _token_values(trainer, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+    """Each process reads a share, as large as those of the others."""
+    accelerator = trainer.accelerator
+    share = math.ceil(len(rollouts) / accelerator.num_processes)
+    start = share * accelerator.process_index
+    rows = torch.arange(start, start + share) % len(rollouts)
+    batch = {name: x[rows].to(accelerator.device) for name, x in padded(rollouts).items()}
+    values = accelerator.gather(trainer.values(batch))[: len(rollouts)]
+    return list(values.double().cpu().numpy())
+
+
+def _prompt_values(trainer, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+    """The trainer shares prompts out over its processes by itself."""
+    tokenizer = trainer.critic_processing_class
+    ids = tokenize_prompts(tokenizer, [r.prompt for r in rollouts], trainer.tools, trainer.chat_template_kwargs)
+    values = trainer.values(pad_prompts(ids).to(trainer.accelerator.device)).double().tolist()
+    return [np.full(len(r.completion_ids) + 1, value) for r, value in zip(rollouts, values, strict=True)]

@@ -1,0 +1,175 @@
+"""What a generative critic is asked, and how its answer is read (arXiv:2604.10701, figure 3, in other words)."""
+
+import re
+import uuid
+from collections.abc import Sequence
+
+from .packed import CriticQuery
+
+
+HINT = " On problems like this one it has lately succeeded at a rate of {success_rate}."
+# All that differs between the states of a completion is the partial solution, and what follows it is read anew for each
+# of them: the instructions come first, and only the form of the answer comes last.
+TEMPLATE = (
+    "{actor} is working on a problem. You are given the problem and what it has written so far, which may be nothing. "
+    "Estimate how likely it is that it reaches a correct result if it goes on by itself." + HINT + "\n\n"
+    "Instructions:\n"
+    "1. Judge how hard the problem is.\n"
+    "2. Infer from the partial solution how able its author is.\n"
+    "3. Look through the partial solution for progress, mistakes and confusion.\n"
+    "4. Weigh how likely the author is to succeed from there; do not solve the problem for it.\n"
+    "5. End with a score, an integer from 0 (certain to fail) to 10 (certain to succeed).\n\n"
+    "<problem>\n{problem}\n</problem>\n\n"
+    "<partial_solution>\n{partial_solution}\n</partial_solution>\n\n"
+    "Think briefly, then end with <score>n</score>, n an integer from 0 to 10."
+)
+TEMPLATE_WITHOUT_HINT = TEMPLATE.replace(HINT, "")
+SLOTS = ("actor", "success_rate", "problem", "partial_solution")
+_SCORE = re.compile(r"<score>\s*(10|[0-9])\s*</score>")
+
+
+def check_template(template: str, slots: Sequence[str] = ("success_rate", "problem", "partial_solution")) -> None:
+    """
+    Refuse a template in which something is missing.
+
+    Args:
+        template (`str`):
+            Text with slots in braces: `{actor}`, `{success_rate}`, `{problem}`, `{partial_solution}`. Other braces are
+            text.
+        slots (`Sequence[str]`, *optional*, defaults to `("success_rate", "problem", "partial_solution")`):
+            Those that it must have.
+
+    Raises:
+        ValueError: If one of `slots` is missing, by name; if `{partial_solution}` is there twice or at the very end.
+    """
+    missing = [slot for slot in slots if f"{{{slot}}}" not in template]
+    if missing:
+        names = ", ".join(f"{{{slot}}}" for slot in missing)
+        raise ValueError(f"The critic's template has no {names}. It needs {', '.join(f'{{{s}}}' for s in slots)}.")
+    if template.count("{partial_solution}") > 1:
+        raise ValueError("The critic's template must have {partial_solution} once; it has it more than once.")
+    if template.endswith("{partial_solution}"):
+        raise ValueError("The critic's template must say something after {partial_solution}, e.g. how to answer.")
+
+
+def render(template: str, **slots: str) -> str:
+    """
+    Fill the slots of a template. What is filled in is not searched for slots.
+
+    Args:
+        template (`str`):
+            See [`check_template`].
+        slots:
+            Text for each slot.
+
+    Returns:
+        `str`: The text.
+    """
+    return re.sub(r"\{(" + "|".join(slots) + r")\}", lambda slot: slots[slot[1]], template)
+
+
+def problem_text(prompt: str | list[dict]) -> str:
+    """
+    The prompt of a completion as the text of a problem.
+
+    Args:
+        prompt (`str` or `list[dict]`):
+            A plain prompt, or messages. A single message of the user is its content; of several, each has its role in
+            front of it.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    contents = [_content_text(message) for message in prompt]
+    if [message["role"] for message in prompt] == ["user"]:
+        return contents[0]
+    return "\n\n".join(f"{message['role']}: {text}" for message, text in zip(prompt, contents, strict=True))
+
+
+def _content_text(message: dict) -> str:
+    """The text of a message, of which the content may be a list of parts."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)
+
+
+def parse_score(text: str) -> float | None:
+    """
+    The value in a critic's answer: n / 10 for the last `<score>n</score>` of which n is an integer from 0 to 10.
+
+    Nothing else is a score: no number outside the tags, no fraction, sign, digit of another script, or leading zero.
+
+    Args:
+        text (`str`):
+            What the critic has written, without its prompt.
+
+    Returns:
+        `float` or `None`: The value in [0, 1], or `None` if there is no score.
+
+    Example:
+
+    ```python
+    >>> parse_score("Perhaps <score>3</score>, no: <score>7</score>")
+    0.7
+    ```
+    """
+    scores = _SCORE.findall(text)
+    return int(scores[-1]) / 10 if scores else None
+
+
+def critic_query(
+    tokenizer, template: str, prompt: str | list[dict], segments: Sequence[str], actor: str, success_rate: float
+) -> CriticQuery:
+    """
+    What the critic reads to value the states of one completion.
+
+    Each segment is tokenized by itself, so that the tokens of a state do not depend on what follows. Special tokens
+    spelled in it are text: it can neither end the user's turn nor begin another.
+
+    Args:
+        tokenizer:
+            The critic's. Without a chat template the text of the template is the prompt as it is.
+        template (`str`):
+            See [`check_template`].
+        prompt (`str` or `list[dict]`):
+            The prompt that the completion answers, see [`problem_text`].
+        segments (`Sequence[str]`):
+            Texts of the K segments, see [`~trl_credit.segmenting.segment_texts`].
+        actor (`str`):
+            Who writes the solution, e.g. `"A language model of 8B parameters"`; the text of `{actor}`.
+        success_rate (`float`):
+            The mean reward that the critic is told, in two decimals.
+
+    Returns:
+        [`~trl_credit.critics.generative.packed.CriticQuery`]: K states; none if there are no segments.
+
+    Raises:
+        ValueError: If the tokenizer's chat template does not repeat the text of the user exactly once.
+    """
+    marker = uuid.uuid4().hex  # stands for the partial solution while the rest is laid out
+    text = render(
+        template,
+        actor=actor,
+        success_rate=f"{success_rate:.2f}",
+        problem=problem_text(prompt),
+        partial_solution=marker,
+    )
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        special = {"add_special_tokens": False}
+    else:
+        special = {"add_special_tokens": True}
+    if text.count(marker) != 1:
+        raise ValueError(
+            f"The chat template of the critic's tokenizer shows the user's text {text.count(marker)} times, not once: "
+            "the states of a completion cannot share their prefix."
+        )
+    head, tail = text.split(marker)
+    shared = list(tokenizer(head, **special)["input_ids"])
+    cuts = []
+    for segment in segments:
+        cuts.append(len(shared))
+        if len(cuts) < len(segments):
+            shared += tokenizer(segment, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return CriticQuery(shared, cuts, list(tokenizer(tail, add_special_tokens=False)["input_ids"]))

@@ -1,0 +1,141 @@
+"""What a generative critic has said of completions, as tensors, as metrics and as a table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .packed import CriticQuery
+
+
+@dataclass
+class Reading:
+    """
+    What the critic has said of one completion.
+
+    Args:
+        query ([`~trl_credit.critics.generative.packed.CriticQuery`]):
+            What it was asked.
+        texts (`list[str]`):
+            The completion's K segments.
+        ends (`list[int]`):
+            Its tokens up to the end of each of them.
+        answers (`list[list[int]]`):
+            Token ids of the critic's answer about each segment's state; none about one that leaves it no room.
+        scores (`list[float]`):
+            The value in each answer, `None` where there is none.
+        weights (`list[float]`):
+            What the log-probability of each answer is multiplied with in the critic's loss.
+    """
+
+    query: CriticQuery
+    texts: list[str]
+    ends: list[int]
+    answers: list[list[int]] = field(default_factory=list)
+    scores: list[float | None] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+
+def as_tensors(readings: Sequence[Reading | None], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Values of all states of B completions.
+
+    Args:
+        readings (`Sequence[Reading]`):
+            `None` for a completion that the critic was not asked about.
+        device:
+            Where the tensors go.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: Of shape `(B, K)`: values, NaN where the critic gave none;
+        which are states, boolean; which of them it was asked about, boolean.
+    """
+    shape = (len(readings), max((len(reading.ends) for reading in readings if reading is not None), default=1))
+    values = torch.full(shape, torch.nan)
+    states, asked = (torch.zeros(shape, dtype=torch.bool) for _ in range(2))
+    for row, reading in enumerate(readings):
+        if reading is None:
+            continue
+        number = len(reading.ends)
+        values[row, :number] = torch.tensor([torch.nan if score is None else score for score in reading.scores])
+        states[row, :number] = True
+        asked[row, :number] = torch.tensor([len(answer) > 0 for answer in reading.answers])
+    return values.to(device), states.to(device), asked.to(device)
+
+
+def correlation(
+    x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, total: Callable[[torch.Tensor], torch.Tensor]
+) -> float:
+    """
+    Pearson's, of what is masked on all processes; NaN where either does not vary.
+
+    Args:
+        x, y, mask (`torch.Tensor`):
+            Of one shape.
+        total (`Callable`):
+            The sum of a tensor over processes.
+    """
+    x, y = x[mask].double(), y[mask].double()
+    n, x_sum, y_sum, xx, yy, xy = total(torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(1)).tolist()
+    n = max(n, 1)
+    spread = (xx - x_sum * x_sum / n) * (yy - y_sum * y_sum / n)
+    return (xy - x_sum * y_sum / n) / spread**0.5 if spread > 1e-12 else float("nan")
+
+
+def answer_means(readings: Sequence[Reading], ends: Sequence[int]) -> dict[str, tuple]:
+    """
+    Sums and counts of what the critic has written, for [`~trl_credit.seam.CreditTrainer.log_means`].
+
+    Args:
+        readings (`Sequence[Reading]`):
+            Of the completions that it was asked about.
+        ends (`Sequence[int]`):
+            Tokens that end an answer.
+    """
+    answers = [answer for reading in readings for answer in reading.answers if answer]
+    return {
+        "answer_length": (sum(map(len, answers)), len(answers)),
+        "cut_off_answers": (sum(answer[-1] not in ends for answer in answers), len(answers)),
+    }
+
+
+def table_rows(
+    readings: Sequence[Reading | None],
+    values: torch.Tensor,
+    advantages: torch.Tensor,
+    segments: torch.Tensor,
+    decode: Callable[[list[list[int]]], list[str]],
+) -> list[list[dict]]:
+    """
+    The segments of each completion with what the critic said before them: `start` and `end` (tokens), `text`,
+    `value`, `advantage`, `reasoning`.
+
+    Args:
+        readings (`Sequence[Reading]`):
+            `None` for a completion that the critic was not asked about.
+        values (`torch.Tensor`):
+            Of the states, shape `(B, K)`.
+        advantages, segments (`torch.Tensor`):
+            Of the tokens: advantage and segment, shape `(B, T)`.
+        decode (`Callable`):
+            From answers to texts.
+    """
+    rows: list[list[dict]] = []
+    for row, reading in enumerate(readings):
+        rows.append([])
+        if reading is None:
+            continue
+        advantage = dict(zip(segments[row].tolist(), advantages[row].tolist(), strict=True))
+        starts = [0, *reading.ends[:-1]]
+        for k, (text, reasoning) in enumerate(zip(reading.texts, decode(reading.answers), strict=True)):
+            rows[-1].append(
+                {
+                    "start": starts[k],
+                    "end": reading.ends[k],
+                    "text": text,
+                    "value": values[row, k].item(),
+                    "advantage": advantage.get(k, 0.0),
+                    "reasoning": reasoning,
+                }
+            )
+    return rows

@@ -1,0 +1,283 @@
+"""The policy's loss: what of it a trainer may change, inside TRL's own."""
+
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import is_peft_model
+from torch.distributed.tensor import DTensor
+from trl import GRPOTrainer
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+
+# Config fields by which an architecture transforms its logits after the LM head.
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+
+
+@dataclass
+class LossTerms:
+    """
+    What the policy loss is made of, for one micro-batch.
+
+    Args:
+        logps (`torch.Tensor`):
+            Log-probabilities of the completion's tokens under the policy, shape `(B, T)`, with gradient.
+        log_ratio (`torch.Tensor`):
+            `logps` minus those of the policy that the update started from, shape `(B, T)`, float32, with gradient.
+        advantages (`torch.Tensor`):
+            Advantages, shape `(B, 1)` or `(B, T)`.
+        mask (`torch.Tensor`):
+            Trained tokens: neither padding nor tool output, shape `(B, T)`, boolean.
+    """
+
+    logps: torch.Tensor
+    log_ratio: torch.Tensor
+    advantages: torch.Tensor
+    mask: torch.Tensor
+
+    def replace(self, **changes) -> "LossTerms":
+        """The same terms with some of them changed."""
+        return replace(self, **changes)
+
+
+@dataclass
+class _Loss:
+    """What is known of a loss while it is computed."""
+
+    inputs: dict
+    beta: float
+    terms: LossTerms | None = None
+    outputs: tuple | None = None  # log-probabilities, entropies, auxiliary loss of the forward pass
+    hidden_states: torch.Tensor | None = None
+    ratio_is_shaped: bool = False
+    true_ratio_metrics: dict = field(default_factory=dict)
+
+
+def trained_tokens(inputs: dict) -> torch.Tensor:
+    """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
+    mask = inputs["completion_mask"]
+    return (mask if "tool_mask" not in inputs else mask * inputs["tool_mask"]).bool()
+
+
+class LossSeam(GRPOTrainer):
+    """The part of [`CreditTrainer`] that changes the loss."""
+
+    model: Any  # DDP, a DeepSpeed engine, an FSDP module, a PEFT model, ...
+    # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
+    # ratio.
+    shaped_prefix = "shaped"
+    _loss: Any = None  # the `_Loss` being computed
+
+    def shape_loss(self, terms: LossTerms, mode: str) -> LossTerms:
+        """
+        Say what the policy loss is to see.
+
+        Only the policy term follows: KL penalty, entropy bonus, off-policy mask and sampler correction keep the true
+        log-probabilities.
+
+        Args:
+            terms (`LossTerms`):
+                The terms of GRPO.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `LossTerms`: Those with another `log_ratio` or `advantages`, or the very same object for no change.
+        """
+        return terms
+
+    def extra_loss(self, terms: LossTerms, inputs: dict, mode: str) -> torch.Tensor | None:
+        """
+        Say what else the policy is to learn.
+
+        Args:
+            terms (`LossTerms`):
+                The terms of GRPO.
+            inputs (`dict`):
+                The micro-batch.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `torch.Tensor`: A further term of the loss, a scalar with gradient, or `None`. Terms of an optimizer step's
+            micro-batches are added, and those of processes averaged.
+        """
+        return None
+
+    @torch.no_grad()
+    def eos_prob(self, terms: LossTerms) -> torch.Tensor | None:
+        """
+        Probability that the policy ends the completion at each state, shape `(B, T)`.
+
+        It comes from the hidden states of the loss's own forward pass: the log-probability of the sampled token is
+        known, so an EOS logit less that token's logit is all that is missing, and no second pass over the vocabulary
+        is needed. `None` for architectures that transform their logits (Gemma 2, Cohere, Granite, ...) and where the
+        hidden states are out of reach (a compiled model).
+        """
+        model = self._causal_lm()
+        config = model.config.get_text_config()
+        transformed = any(getattr(config, name, None) is not None for name in _LOGIT_TRANSFORMS)
+        if transformed or self._loss.hidden_states is None:
+            return None
+        ids = self._loss.inputs["completion_ids"]
+        head = model.get_output_embeddings()
+        with maybe_gather_lm_head_ctx(head.weight, head.bias), torch.autocast(ids.device.type, enabled=False):
+            weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
+            gaps = []
+            # In small pieces, for memory's sake: this is when the activations of the whole forward pass are alive.
+            for row, tokens in enumerate(ids):
+                states = self._loss.hidden_states[row, -len(tokens) - 1 : -1]
+                for state, token in zip(states.split(256), tokens.split(256), strict=True):
+                    eos_logit = F.linear(state, *_rows(weight, bias, self.eos_token_ids, state.dtype))
+                    token_weight, token_bias = _rows(weight, bias, token, state.dtype)
+                    token_logit = (state * token_weight).sum(-1) + (0 if token_bias is None else token_bias)
+                    gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
+            gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
+        return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self._loss is None:  # of the old or the reference policy
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._loss.outputs is None:
+            with self._keep_hidden_states():
+                self._loss.outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            # TRL reads the terms of its loss from the inputs after this call: the place to put others.
+            self._shape_inputs(self._loss.inputs, logps=self._loss.outputs[0])
+        return self._loss.outputs
+
+    def _compute_loss(self, model, inputs):
+        # A shallow copy, since later iterations use the rollout again.
+        self._loss = _Loss(inputs=dict(inputs), beta=self.beta)
+        try:
+            loss = super()._compute_loss(model, self._loss.inputs)
+            if self._loss.ratio_is_shaped:
+                self._set_shaped_metrics_apart()
+                if self._kl_sees_ratio:
+                    loss = loss + self._kl_penalty(model, inputs)
+            extra = self.extra_loss(self._loss.terms, self._loss.inputs, self._mode)
+            if extra is not None:
+                loss = loss + extra
+            if self.logs_credit:
+                logps, entropies, _ = self._loss.outputs
+                self.add_credit("logp", logps)
+                self.add_credit("entropy", entropies)
+                self.add_credit("ratio", self._loss.terms.log_ratio.detach().exp())
+        finally:
+            self.beta = self._loss.beta
+            self._loss = None
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss of step {self.state.global_step} is {loss.item()}: training stops here rather than go on "
+                "with broken weights; checkpoints are as they were. Usual causes: a learning rate that is too high, "
+                "ratios far from 1 (lower `num_iterations`), float16."
+            )
+        return loss
+
+    @property
+    def _kl_sees_ratio(self) -> bool:
+        # TRL's bias-corrected KL is multiplied by the ratio of the policy term, whichever that is.
+        return self._loss.beta != 0.0 and self.args.use_bias_correction_kl
+
+    def _causal_lm(self):
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    @contextmanager
+    def _keep_hidden_states(self):
+        def keep(module, args, output):
+            hidden_states = getattr(output, "last_hidden_state", None)
+            self._loss.hidden_states = None if hidden_states is None else hidden_states.detach()
+
+        handle = self._causal_lm().base_model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _shape_inputs(self, inputs: dict, logps: torch.Tensor) -> None:
+        old_logps = inputs.get("old_per_token_logps")
+        if old_logps is None:  # the update starts from this very policy
+            old_logps = logps.detach()
+        advantages = inputs["advantages"]
+        terms = LossTerms(
+            logps=logps,
+            log_ratio=logps.float() - old_logps.float(),
+            advantages=advantages.unsqueeze(1) if advantages.dim() == 1 else advantages,
+            mask=trained_tokens(inputs),
+        )
+        self._loss.terms = terms
+        shaped = self.shape_loss(terms, self._mode)
+        if shaped is terms:
+            return
+        inputs["advantages"] = shaped.advantages
+        if shaped.log_ratio is terms.log_ratio:
+            return
+        # TRL forms `logps - old_per_token_logps`: this makes that difference the shaped one, gradient included, and
+        # leaves `logps` true for all other terms.
+        inputs["old_per_token_logps"] = logps - shaped.log_ratio
+        if self.off_policy_mask_threshold is not None:
+            inputs.setdefault("sampling_per_token_logps", old_logps)
+        self._loss.ratio_is_shaped = True
+        if self._kl_sees_ratio:
+            self.beta = 0.0
+        self._loss.true_ratio_metrics = self._clip_ratio(terms)
+
+    def _clip_ratio(self, terms: LossTerms) -> dict[str, tuple]:
+        """How many of the true ratios are outside the clip range, under TRL's names."""
+        log_ratio, counted = torch.where(terms.mask, terms.log_ratio.detach(), 0), terms.mask
+        if self.importance_sampling_level == "sequence":  # one ratio a completion
+            log_ratio = log_ratio.sum(1, keepdim=True) / terms.mask.sum(1, keepdim=True).clamp(min=1)
+            counted = torch.ones_like(log_ratio, dtype=torch.bool)
+        ratio, count = log_ratio.exp(), counted.sum()
+        if self.loss_type == "cispo":
+            return {"cispo_clip_ratio": (((ratio > self.epsilon_high) & (terms.advantages > 0) & counted).sum(), count)}
+        if self.loss_type == "sapo":  # a soft gate
+            return {}
+        low = (ratio < 1 - self.epsilon_low) & (terms.advantages < 0) & counted
+        high = (ratio > 1 + self.epsilon_high) & (terms.advantages > 0) & counted
+        return {
+            "clip_ratio/low_mean": (low.sum(), count),
+            "clip_ratio/high_mean": (high.sum(), count),
+            "clip_ratio/region_mean": ((low | high).sum(), count),
+        }
+
+    def _set_shaped_metrics_apart(self) -> None:
+        metrics = self._metrics[self._mode]
+        for name in [name for name in metrics if "clip_ratio" in name and not name.startswith(self.shaped_prefix)]:
+            metrics[f"{self.shaped_prefix}/{name}"].append(metrics[name].pop())
+            if not metrics[name]:
+                del metrics[name]
+        self.log_means(self._mode, self._loss.true_ratio_metrics)
+
+    def _kl_penalty(self, model, inputs: dict) -> torch.Tensor:
+        """TRL's KL term with the true ratio: its loss again, on the same forward pass, with a policy term of zero."""
+        metrics: dict[str, dict] = {self._mode: defaultdict(list)}
+        changes = {
+            "beta": self._loss.beta,
+            "aux_loss_enabled": False,
+            "top_entropy_quantile": 1.0,
+            "off_policy_mask_threshold": None,
+            "_entropy_bonus_enabled": False,
+            "_metrics": metrics,
+        }
+        kept = {name: getattr(self, name) for name in changes}
+        self.__dict__.update(changes)
+        try:
+            loss = super()._compute_loss(model, {**inputs, "advantages": torch.zeros_like(inputs["advantages"])})
+        finally:
+            self.__dict__.update(kept)
+        self._metrics[self._mode]["kl"].extend(metrics[self._mode]["kl"])
+        return loss
+
+
+def _rows(weight, bias, index, dtype):
+    return weight[index].to(dtype), None if bias is None else bias[index].to(dtype)

@@ -1,0 +1,144 @@
+"""Rollouts: how a policy is sampled and rewarded, and what TRL does not keep of it."""
+
+import itertools
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
+
+from .loss import trained_tokens
+
+
+class RolloutSeam(GRPOTrainer):
+    """The part of [`CreditTrainer`] that makes rollouts and gives them to [`CreditTrainer.assign_credit`]."""
+
+    _scores: Any = None  # rewards per function of the latest rollout, over all processes
+    # Rows of the dataset that the latest rollout of this process answers, `prompt` among their keys.
+    rollout_rows: list[dict] = []  # replaced, never changed
+
+    def trained_tokens(self, inputs: dict) -> torch.Tensor:
+        """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
+        return trained_tokens(inputs)
+
+    def is_cut_off(self, rollout: dict) -> torch.Tensor:
+        """Which completions ended for want of room, not with an EOS token, shape `(B,)`; False where all is masked."""
+        mask = rollout["completion_mask"].bool()
+        last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
+        last_ids = rollout["completion_ids"].gather(1, last)
+        ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=last_ids.device)
+        return ~torch.isin(last_ids, ends).squeeze(1) & mask.any(1)
+
+    def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
+        """
+        The rewards of a rollout on its tokens.
+
+        Returns:
+            `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
+            else `(B, T)`, with these numbers at the last trained token.
+        """
+        if not any(self._token_scores.values()):
+            return rewards
+        mask = trained_tokens(rollout)
+        on_tokens = torch.zeros(mask.shape, device=mask.device)
+        for name, weight in zip(self.reward_func_names, self.reward_weights.tolist(), strict=True):
+            for row, scores in self._token_scores.get(name, {}).items():
+                on_tokens[row, : len(scores)] += weight * torch.tensor(scores, device=mask.device)
+        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        rest = torch.nan_to_num(rewards) - on_tokens.sum(1)
+        on_tokens[torch.arange(len(mask), device=mask.device), last] += rest
+        return on_tokens
+
+    def rollouts(self, skip: int = 0, checkpoint: str | None = None):
+        """
+        Rollouts of the policy as it is, over and over the training data, without end.
+
+        Args:
+            skip (`int`, *optional*, defaults to `0`):
+                How many to leave out at the start; none of them is generated.
+            checkpoint (`str`, *optional*):
+                Begin with its random numbers.
+
+        Yields:
+            `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
+        """
+        repeats = self._rollout_parts * self.num_iterations
+        loader = self.get_train_dataloader()
+        for epoch in itertools.count():
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)
+            batches = itertools.islice(iter(loader), 0, None, repeats)
+            empty = True
+            while True:
+                with torch.random.fork_rng(devices=[]):  # a loader draws a seed that it has no use for
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                empty = False
+                if skip:
+                    skip -= 1
+                    continue
+                if checkpoint is not None:
+                    self._load_rng_state(checkpoint)
+                    checkpoint = None
+                self.model.train()
+                rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
+                parts = split_tensor_dict(rollout, self._rollout_parts)
+                steps = self._steps_of(parts)
+                for step in steps:
+                    self._begin_step(step)
+                yield steps
+            if empty:
+                raise ValueError("The training data hold fewer prompts than one rollout needs.")
+
+    def _tokenize_prompts(self, prompts):
+        tokenized = super()._tokenize_prompts(prompts)
+        context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
+        for ids, prompt in zip(tokenized[0], prompts, strict=True):
+            if context is not None and len(ids) >= context:
+                raise ValueError(
+                    f"A prompt has {len(ids)} tokens, and the model's context of {context} leaves no room for a "
+                    f"completion. Shorten it or drop it from the dataset. It begins: {str(prompt)[:200]!r}"
+                )
+        return tokenized
+
+    def _calculate_rewards(self, *args, **kwargs):
+        for scores_of_rows in self._token_scores.values():
+            scores_of_rows.clear()
+        scores = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
+        if torch.isinf(scores).any():
+            row, column = torch.isinf(scores).nonzero()[0].tolist()
+            raise ValueError(
+                f"Reward function {self.reward_func_names[column]!r} returned {scores[row, column].item()} for "
+                f"completion {row} of the batch at step {self.state.global_step}. A reward must be a finite number, or "
+                "None for a completion that it does not score."
+            )
+        self._metrics[self._mode]["rewards/unscored"].append(scores.isnan().all(dim=1).float().mean().item())
+        self._scores = scores
+        return scores
+
+    def _generate_and_score_completions(self, inputs, *args, **kwargs):
+        self.rollout_rows = inputs
+        rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        rewards = (self._scores * self.reward_weights.to(self._scores.device)).nansum(dim=1)
+        rewards[self._scores.isnan().all(dim=1)] = torch.nan
+        start = self.accelerator.process_index * len(inputs)
+        own = slice(start, start + len(inputs))
+        if self._credit_log is not None and self._mode == "train":
+            scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
+            losses = self._rollout_parts * self.num_iterations
+            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+        rollout = self.assign_credit(rollout, rewards[own], self._mode)
+        self.add_credit("advantage", rollout["advantages"])
+
+        # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
+        advantages = rollout["advantages"]
+        if advantages.dim() == 2:
+            mask = trained_tokens(rollout)
+            advantages = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        advantages = self.accelerator.gather(advantages).tolist()
+        table: Any = self._logs["advantages"]
+        for _ in range(min(len(advantages), len(table))):
+            table.pop()
+        table.extend(advantages)
+        return rollout

@@ -1,0 +1,341 @@
+"""The base of every trainer: hooks for credit, services for them, and the run around them."""
+
+import math
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl.generation.vllm_generation import VLLMGeneration
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id
+
+from ..credit_log.log import CreditLog
+from ..model_card import add_credit_settings
+from .config import CreditConfig
+from .loss import LossSeam, trained_tokens
+from .resuming import BeginTraining, ResumableSampler
+from .rollouts import RolloutSeam
+from .user_functions import checked_reward_func, checked_rollout_func
+
+
+class CreditTrainer(RolloutSeam, LossSeam):
+    """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and say what they are called."""
+
+    args: CreditConfig
+    config_class: type[CreditConfig]
+    # Folders of a saved policy that hold other networks.
+    folders_of_networks: tuple[str, ...] = ()
+    # Whether a reward function may return a list of rewards for a completion, one per token.
+    takes_token_rewards = False
+
+    def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
+        if not issubclass(self.config_class, CreditConfig):
+            raise TypeError(
+                f"`config_class` of {type(self).__name__} must derive from CreditConfig, got {self.config_class.__name__}."
+            )
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
+        elif not isinstance(args, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
+            )
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        # Rewards per token of the latest rollout: {reward function: {row of this process: list}}.
+        self._token_scores: dict[str, dict] = {}
+        self.reward_funcs = [
+            func if isinstance(func, nn.Module) else checked_reward_func(func, name, self._token_scores_of(name))
+            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+        if self.rollout_func is not None:
+            self.rollout_func = checked_rollout_func(self.rollout_func)
+        self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
+        self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
+        self._resume_from: str | None = None
+        self._moves_policy = True  # see `run_without_training`
+        self._credit_log: CreditLog | None = None
+        if args.log_credit:
+            self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
+        self.add_callback(BeginTraining(self))
+
+    # --- Hooks
+
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        """
+        Say what the credit of a rollout is.
+
+        Args:
+            rollout (`dict`):
+                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+            rewards (`torch.Tensor`):
+                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
+            dimension is `B`: they are shuffled and split along with it.
+        """
+        return rollout
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
+        to be known of them together. In evaluation every batch is a step of its own."""
+
+    def begin_log(self, mode: str) -> None:
+        """Called before metrics are logged: the last moment to log those of everything since the last time."""
+
+    def finish_step(self, micro_batches: list[dict]) -> None:
+        """Called with the same when the policy's gradient is complete, before its optimizer steps."""
+
+    def begin_training(self, checkpoint: str | None) -> None:
+        """Called when the policy is on its devices, before its first step; with a checkpoint when the run resumes."""
+
+    def save_networks(self, folder: Path) -> None:
+        """Called on every process when the policy is saved: save other networks beside it."""
+
+    def save_training_state(self, folder: Path) -> None:
+        """Called on every process when a checkpoint is made: save what a resumed run needs."""
+
+    # --- Services for the hooks
+
+    def log_value(self, mode: str, name: str, value: float) -> None:
+        """Log a number that is the same on all processes; the log shows the mean of those since the last one."""
+        self._metrics[mode][name].append(value)
+
+    def add_column(self, name: str, values: list) -> None:
+        """Add a column to the completions table, with this process's values of the latest rollout."""
+        if self.log_completions:
+            extra: Any = self._logs["extra"]
+            extra[name].extend(gather_object(values))
+
+    @property
+    def logs_credit(self) -> bool:
+        """Whether completions of this process's rollout go into the credit log: when to make a costly column."""
+        return self._credit_log is not None and self._mode == "train" and self._credit_log.is_collecting
+
+    def add_credit(self, name: str, values) -> None:
+        """
+        Add a column to the credit log; nothing happens without one. Call it in `assign_credit` or in `shape_loss`.
+
+        Args:
+            name (`str`):
+                Its name, e.g. `value` or `weight`.
+            values (`torch.Tensor` or `list`):
+                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or, in `assign_credit`, a list of
+                anything that parquet can hold, one per completion.
+        """
+        if self._credit_log is not None and self._mode == "train":
+            self._credit_log.add(name, values, None if self._loss is None else self._loss.inputs)
+
+    def _make_token_mean_exact(self, micro_batches: list[dict]) -> None:
+        # TRL divides by the tokens of the generation batch, shared out evenly over its optimizer steps.
+        tokens = self.total(torch.stack([trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
+        for inputs in micro_batches:
+            inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
+
+    def _begin_step(self, micro_batches: list[dict]) -> None:
+        """What every optimizer step of the policy or of a critic begins with."""
+        if self.args.exact_token_mean:
+            self._make_token_mean_exact(micro_batches)
+        self.begin_step(micro_batches, "train")
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over all processes."""
+        return self.accelerator.reduce(x, reduction="sum")
+
+    def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
+        """
+        Log `sum / count` of each metric, over all micro-batches and processes since the last log: a mean over tokens,
+        not one over micro-batches. A metric that counts nothing is left out.
+        """
+        for name, sum_and_count in sums_and_counts.items():
+            pair = torch.stack([torch.as_tensor(x, dtype=torch.float32).detach() for x in sum_and_count])
+            self._sums[mode][name] = self._sums[mode].get(name, 0) + pair.to(self.accelerator.device)
+
+    def run_without_training(self, checkpoint: str | bool | None = None) -> None:
+        """
+        Everything of [`~transformers.Trainer.train`] up to and with [`begin_training`], and no step of the policy.
+
+        Args:
+            checkpoint (`str` or `bool`, *optional*):
+                As `resume_from_checkpoint` of `train`.
+        """
+        if not hasattr(super(), "_run_epoch"):
+            raise RuntimeError("This version of transformers cannot begin a run without training: use 5.0 or later.")
+        self._moves_policy = False
+        try:
+            super().train(resume_from_checkpoint=checkpoint)
+        finally:
+            self._moves_policy = True
+
+    @contextmanager
+    def unwrapped_for_generation(self, module: nn.Module, checkpointing_kwargs: dict | None = None):
+        """
+        A network trained beside the policy as `generate` needs it, which is how TRL prepares the policy.
+
+        Args:
+            module (`nn.Module`):
+                The network as it is wrapped.
+            checkpointing_kwargs (`dict`, *optional*):
+                Those of its gradient checkpointing, which is off meanwhile.
+        """
+        with unwrap_model_for_generation(
+            module,  # type: ignore[arg-type]
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=checkpointing_kwargs,
+        ) as network:
+            yield network
+
+    def vllm_beside(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
+        """
+        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode. Call `sync_weights`
+        before `generate` whenever the network has moved, and both on every process, with as many prompts.
+
+        Args:
+            network (`nn.Module`):
+                The network, on its devices.
+            processing_class (`PreTrainedTokenizerBase`):
+                Its tokenizer.
+            settings:
+                Further arguments of [`~trl.generation.vllm_generation.VLLMGeneration`].
+        """
+        return VLLMGeneration(
+            model=network,  # type: ignore[arg-type]
+            accelerator=self.accelerator,
+            processing_class=processing_class,
+            server_timeout=self.args.vllm_server_timeout,
+            tensor_parallel_size=self.args.vllm_tensor_parallel_size,
+            enable_sleep_mode=self.args.vllm_enable_sleep_mode,
+            model_impl=self.args.vllm_model_impl,
+            trust_remote_code=self.args.trust_remote_code,
+            **settings,
+        )
+
+    # --- Wrapped methods of TRL
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        # A loss can be finite and its gradient not. (A gradient scaler, with float16, skips such steps by itself.)
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient norm of step {self.state.global_step} is {float(norm)}: training stops here rather than "
+                "step to broken weights; checkpoints are as they were."
+            )
+        return norm
+
+    def log(self, *args, **kwargs):
+        """As TRL's, with the metrics of `log_means`."""
+        self.begin_log(self._mode)
+        if sums := self._sums[self._mode]:
+            totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
+            for name, (total, count) in zip(sums, totals, strict=True):
+                if count:
+                    self._metrics[self._mode][name] = [total / count]
+            sums.clear()
+        super().log(*args, **kwargs)
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._mode == "eval":
+            self.begin_step([inputs], "eval")
+            return inputs
+        if self._buffered_inputs is not before:
+            for step in self._steps_of(self._buffered_inputs):
+                self._begin_step(step)
+        self._step_inputs.append(inputs)
+        return inputs
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            step, self._step_inputs = self._step_inputs, []
+            self.finish_step(step)
+        if self._credit_log is not None:
+            self._credit_log.after_loss()
+        return loss
+
+    def _run_epoch(self, *args, **kwargs):
+        if self._moves_policy:
+            return super()._run_epoch(*args, **kwargs)
+        self.control.should_training_stop = True
+        return None
+
+    def _finalize_training(self, *args, **kwargs):
+        if self._moves_policy:
+            return super()._finalize_training(*args, **kwargs)
+        self.is_in_train = False
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return None
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return ResumableSampler(super()._get_train_sampler(*args, **kwargs), self)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        # Before TRL's, which ends with the push to the Hub.
+        self.save_networks(Path(output_dir or str(self.args.output_dir)))
+        super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model, trial):
+        if not self.args.save_only_model:
+            # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.save_training_state(folder)
+        super()._save_checkpoint(model, trial)
+
+    def save_checkpoint(self) -> None:
+        """Make a checkpoint of the run as it is now."""
+        self._save_checkpoint(self.model, trial=None)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        others = [name for name in self.folders_of_networks if (Path(resume_from_checkpoint) / name).is_dir()]
+        if not others or not is_peft_model(self.accelerator.unwrap_model(self.model)):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # `Trainer` takes every folder with an adapter in it for one of the policy's: show it the checkpoint without.
+        with TemporaryDirectory() as view:
+            for path in Path(resume_from_checkpoint).resolve().iterdir():
+                if path.name not in others:
+                    (Path(view) / path.name).symlink_to(path)
+            return super()._load_from_checkpoint(view, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self._resume_from = checkpoint
+
+    def create_model_card(self, *args, **kwargs):
+        """As TRL's, with the settings that say how credit was assigned."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, CreditConfig)
+
+    # --- Inside the wrapped methods
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    @property
+    def _rollout_parts(self) -> int:
+        assert self.args.steps_per_generation is not None  # set by `GRPOConfig`
+        return self.args.steps_per_generation
+
+    def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
+        size = self.args.gradient_accumulation_steps
+        return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+
+    def _token_scores_of(self, name: str) -> dict | None:
+        return self._token_scores.setdefault(name, {}) if self.takes_token_rewards else None
+
+
+def critic_source(model):
+    """What a copy of a policy's checkpoint is loaded from: its path or Hub id, or else the model itself."""
+    if isinstance(model, str):
+        return model
+    base = model.get_base_model() if is_peft_model(model) else model
+    return get_config_model_id(base.config) or base

@@ -1,0 +1,92 @@
+"""What users hand over, checked: reward functions and rollout functions, with errors that say what is wrong."""
+
+import functools
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+import torch
+from accelerate.logging import get_logger
+from trl.trainer.utils import is_async_callable
+
+
+logger = get_logger(__name__)
+
+
+def checked_reward_func(func, name: str, token_scores: dict | None = None):
+    """
+    `func`, with an error that says which reward is not one. TRL itself checks their number. Rewards per token go to
+    `token_scores`, if there is one, and their sum to TRL.
+    """
+
+    def check_tokens(row, scores, completion_ids):
+        scores = [float(score) for score in scores]
+        if completion_ids is not None and len(scores) != len(completion_ids[row]):
+            raise ValueError(
+                f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which "
+                f"has {len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
+            )
+        assert token_scores is not None
+        token_scores[row] = scores
+        return sum(scores)
+
+    def check(rewards, completion_ids=None):
+        if isinstance(rewards, list) and token_scores is not None:
+            rewards = [
+                check_tokens(row, reward, completion_ids) if isinstance(reward, (list, tuple)) else reward
+                for row, reward in enumerate(rewards)
+            ]
+        one_each = isinstance(rewards, Iterable) and not isinstance(rewards, (str, dict))
+        if not one_each or getattr(rewards, "ndim", 1) != 1:
+            raise TypeError(
+                f"Reward function {name!r} returned {rewards!r}. It must return a list with one number, or None, for "
+                "each completion."
+            )
+        rewards = list(rewards)  # a generator can be read only once
+        for row, reward in enumerate(rewards):
+            number = isinstance(reward, Real) or (hasattr(reward, "item") and torch.as_tensor(reward).numel() == 1)
+            if not (number or reward is None):
+                raise TypeError(
+                    f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {row}. A "
+                    "reward must be a finite number, or None for a completion that it does not score."
+                )
+            if number and math.isnan(reward):
+                logger.warning(f"Reward function {name!r} returned NaN for completion {row}: it counts as not scored.")
+        return rewards
+
+    if is_async_callable(func):
+
+        @functools.wraps(func)
+        async def checked(*args, **kwargs):
+            return check(await func(*args, **kwargs), kwargs.get("completion_ids"))
+    else:
+
+        @functools.wraps(func)
+        def checked(*args, **kwargs):
+            return check(func(*args, **kwargs), kwargs.get("completion_ids"))
+
+    return checked
+
+
+def checked_rollout_func(func):
+    """`func`, with an error for a completion of no tokens, which has no last state to score."""
+
+    @functools.wraps(func)
+    def checked(prompts, trainer):
+        output = func(prompts, trainer)
+        if not isinstance(output, dict):
+            raise TypeError(
+                f"`rollout_func` returned {output!r}. It must return a dict of lists, `completion_ids` among them."
+            )
+        for row, ids in enumerate(output.get("completion_ids", ())):
+            if len(ids) == 0:
+                raise ValueError(
+                    f"`rollout_func` returned an empty completion for prompt {row}. Each must have at least one token, "
+                    "e.g. EOS alone."
+                )
+        return output
+
+    return checked
+
+
+# --- The command line

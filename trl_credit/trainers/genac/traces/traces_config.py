@@ -1,0 +1,152 @@
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..genac_config import GenACConfig
+
+
+@dataclass
+class GenACTracesConfig(GenACConfig):
+    r"""
+    Configuration class for the [`TraceCollector`].
+
+    This class includes only what concerns the oracle and its traces. What the critic will be asked, segments and
+    template, is said with the parameters of [`GenACConfig`]; how solutions are sampled, with those of
+    [`~trl.GRPOConfig`]. Nothing is trained: parameters of losses and optimizers have no effect.
+
+    Args:
+        oracle (`str`, *optional*):
+            Who is asked about the states: the base URL of an OpenAI-compatible endpoint (`"https://…/v1"`), a function
+            (`"module:function"`) from a [`~trl_credit.trainers.genac.traces.oracle.State`] to a trace, or a file of
+            traces (`"….jsonl"`, rows with `query` and `trace`), for which nothing is sampled. Default: nobody, only
+            `states.jsonl` is written.
+        oracle_model (`str`, *optional*):
+            Name of the model at the endpoint.
+        oracle_api_key_env (`str`, *optional*, defaults to `"OPENAI_API_KEY"`):
+            Environment variable that holds the endpoint's key. Without it no key is sent.
+        oracle_request (`dict`, *optional*):
+            Further fields of the requests to the endpoint, e.g. `{"max_completion_tokens": 1024}`.
+        oracle_timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds of silence after which a request to the endpoint has failed.
+        oracle_concurrency (`int`, *optional*):
+            Queries that are asked at a time. Default: 8 of an endpoint, 1 of a function.
+        oracle_retries (`int`, *optional*, defaults to `8`):
+            How often a query is asked again when the endpoint cannot be reached, is busy or sends no answer, after 1,
+            2, 4, … and at most 60 seconds.
+        max_traces (`int`, *optional*):
+            Most states to ask about, drawn from all. Default: all.
+        min_trace_length (`int`, *optional*, defaults to `1`):
+            Shortest trace that is kept, in tokens of the critic. The longest is `critic_max_completion_length`.
+        max_disagreement (`float`, *optional*):
+            Keep a trace only if its value is at most this far from the mean reward of the solutions that went through
+            its state. Default: keep it anyway.
+        num_generations (`int`, *optional*, defaults to `1`):
+            Solutions per prompt.
+        num_train_epochs (`float`, *optional*, defaults to `1.0`):
+            Passes over the prompts. `max_steps` bounds the number of rollouts instead.
+    """
+
+    _VALID_DICT_FIELDS = GenACConfig._VALID_DICT_FIELDS + ["oracle_request"]
+
+    oracle: str | None = field(
+        default=None,
+        metadata={
+            "help": "Who is asked about the states: the base URL of an OpenAI-compatible endpoint, a function "
+            "(`module:function`), or a file of traces (`.jsonl`). Default: nobody, only `states.jsonl` is written."
+        },
+    )
+    oracle_model: str | None = field(default=None, metadata={"help": "Name of the model at the endpoint."})
+    oracle_api_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoint's key."}
+    )
+    oracle_request: dict | str | None = field(
+        default=None, metadata={"help": "Further fields of the requests to the endpoint."}
+    )
+    oracle_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds of silence after which a request to the endpoint has failed."}
+    )
+    oracle_concurrency: int | None = field(
+        default=None,
+        metadata={"help": "Queries that are asked at a time. Default: 8 of an endpoint, 1 of a function."},
+    )
+    oracle_retries: int = field(
+        default=8,
+        metadata={
+            "help": "How often a query is asked again when the endpoint cannot be reached, is busy or sends no answer."
+        },
+    )
+    max_traces: int | None = field(
+        default=None, metadata={"help": "Most states to ask about, drawn from all. Default: all."}
+    )
+    min_trace_length: int = field(default=1, metadata={"help": "Shortest trace that is kept, in tokens of the critic."})
+    max_disagreement: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep a trace only if its value is at most this far from the mean reward of the solutions that "
+            "went through its state. Default: keep it anyway."
+        },
+    )
+    num_generations: int | None = field(default=1, metadata={"help": "Solutions per prompt."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.oracle_request, str):
+            self.oracle_request = json.loads(self.oracle_request)
+        for name, lowest, may_be_none in (
+            ("oracle_concurrency", 1, True),
+            ("max_traces", 1, True),
+            ("oracle_retries", 0, False),
+            ("min_trace_length", 0, False),
+        ):
+            value = getattr(self, name)
+            if not (value is None and may_be_none) and (not isinstance(value, int) or value < lowest):
+                raise ValueError(
+                    f"GenACTracesConfig: `{name}` must be a whole number of at least {lowest}, got {value!r}."
+                )
+        if not 0 < self.oracle_timeout < math.inf:
+            raise ValueError(
+                f"GenACTracesConfig: `oracle_timeout` must be a positive number of seconds, got {self.oracle_timeout}."
+            )
+        if self.max_disagreement is not None and not 0 <= self.max_disagreement <= 1:
+            raise ValueError(f"GenACTracesConfig: `max_disagreement` must be in [0, 1], got {self.max_disagreement}.")
+        if self.push_to_hub:
+            raise ValueError("GenACTracesConfig: `push_to_hub=True` has no effect: what is made is a data set.")
+        self._check_oracle()
+
+    def _check_oracle(self) -> None:
+        name = self.oracle or ""
+        if name and not (self.asks_endpoint or self.is_file or name.count(":") == 1):
+            raise ValueError(
+                f"GenACTracesConfig: `oracle` must be a URL, a function ('module:function') or a file ('….jsonl'), got "
+                f"{name!r}."
+            )
+        if self.asks_endpoint != (self.oracle_model is not None):
+            raise ValueError(
+                f"GenACTracesConfig: `oracle_model={self.oracle_model!r}` with `oracle={self.oracle!r}`: an endpoint, "
+                "and nothing else, needs the name of its model."
+            )
+        if self.oracle_request is not None and not self.asks_endpoint:
+            raise ValueError("GenACTracesConfig: `oracle_request` has no effect without an endpoint.")
+
+    @property
+    def asks_endpoint(self) -> bool:
+        """Whether the oracle is an endpoint."""
+        return (self.oracle or "").startswith(("http://", "https://"))
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the oracle is a file of traces."""
+        return (self.oracle or "").endswith(".jsonl")
+
+    @property
+    def endpoint(self) -> dict[str, Any]:
+        """Arguments of the [`~trl_credit.trainers.genac.traces.oracle.Endpoint`]."""
+        return {
+            "model": self.oracle_model,
+            "api_key": os.environ.get(self.oracle_api_key_env),
+            "timeout": self.oracle_timeout,
+            "request": self.oracle_request or {},
+        }
