@@ -9,13 +9,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from trl_credit.credit.running_mean import RunningMean
-from trl_credit.segmenting import (
-    DelimiterSegmenter,
-    _ends_in_text,
-    segment_advantages,
-    segment_of_token,
-    segment_texts,
-)
+from trl_credit.credit.segment_gae import segment_advantages, segment_of_token
+from trl_credit.segmenting import DelimiterSegmenter, _ends_in_text, segment_texts
 
 
 def merged_tokenizer():

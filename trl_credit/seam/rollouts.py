@@ -7,6 +7,7 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
+from ..credit.rewards import weighted_reward
 from .loss import trained_tokens
 
 
@@ -120,8 +121,7 @@ class RolloutSeam(GRPOTrainer):
     def _generate_and_score_completions(self, inputs, *args, **kwargs):
         self.rollout_rows = inputs
         rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
-        rewards = (self._scores * self.reward_weights.to(self._scores.device)).nansum(dim=1)
-        rewards[self._scores.isnan().all(dim=1)] = torch.nan
+        rewards = weighted_reward(self._scores, self.reward_weights)
         start = self.accelerator.process_index * len(inputs)
         own = slice(start, start + len(inputs))
         if self._credit_log is not None and self._mode == "train":

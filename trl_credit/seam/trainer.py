@@ -36,7 +36,8 @@ class CreditTrainer(RolloutSeam, LossSeam):
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
         if not issubclass(self.config_class, CreditConfig):
             raise TypeError(
-                f"`config_class` of {type(self).__name__} must derive from CreditConfig, got {self.config_class.__name__}."
+                f"`config_class` of {type(self).__name__} must derive from CreditConfig, got "
+                f"{self.config_class.__name__}."
             )
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
