@@ -134,11 +134,13 @@ def work(models: Path, out: Path, engine: str, names: list[str]) -> None:
 
 
 def record_all(names: list[str]) -> dict:
+    import torch
     from genac_runs import fit_critic
     from launch import BIN, run
     from sppo_runs import critic_dir
     from tiny import tiny_model_dir
 
+    torch.set_num_threads(1)  # as the processes that it starts: a critic is fitted here
     found = {"runs": {}}
     with TemporaryDirectory() as folder:
         models = Path(folder) / "models"
