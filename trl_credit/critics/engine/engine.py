@@ -1,5 +1,6 @@
 """A second network trained beside the policy: its optimizer, schedule, clipping, processes and checkpoints."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,8 +25,6 @@ class CriticOptimization:
     Args:
         learning_rate (`float`):
             Peak learning rate of AdamW.
-        total_steps (`int`):
-            Number of updates of the whole run, for schedules that end.
         scheduler (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Name of a schedule of transformers.
         warmup_steps (`int`, *optional*, defaults to `0`):
@@ -43,7 +42,6 @@ class CriticOptimization:
     """
 
     learning_rate: float
-    total_steps: int
     scheduler: str = "constant_with_warmup"
     warmup_steps: int = 0
     weight_decay: float = 0.0
@@ -81,18 +79,37 @@ class CriticEngine:
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
         self.network = self.backend.network
         self.module.eval()
-        self.schedule = get_scheduler(
-            settings.scheduler, self.backend.optimizer, settings.warmup_steps, max(settings.total_steps, 1)
-        )
+        self.schedule: Any = None  # see `begin`
+        self._saved_schedule: dict | None = None
 
     @property
     def module(self) -> Any:
         """The network as it is wrapped: call this one."""
         return self.backend.module
 
+    def begin(self, total_steps: int) -> None:
+        """
+        Begin a training: its schedule starts at its first update, or where the training was that [`load_state`] loaded.
+
+        Args:
+            total_steps (`int`):
+                Number of updates of the whole training, for schedules that end.
+        """
+        groups = self.backend.optimizer.param_groups
+        for group in groups:
+            group["lr"] = group["initial_lr"] = self.settings.learning_rate
+        self.schedule = get_scheduler(
+            self.settings.scheduler, self.backend.optimizer, self.settings.warmup_steps, max(total_steps, 1)
+        )
+        if self._saved_schedule is not None:
+            self.schedule.load_state_dict(self._saved_schedule)
+            for group, rate in zip(groups, self.schedule.get_last_lr(), strict=True):
+                group["lr"] = rate
+            self._saved_schedule = None
+
     @property
     def learning_rate(self) -> float:
-        return self.schedule.get_last_lr()[0]
+        return self.backend.optimizer.param_groups[0]["lr"]
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
@@ -123,8 +140,9 @@ class CriticEngine:
             nothing is changed.
 
         Raises:
-            FloatingPointError: If the loss is not finite; weights are then as they were.
+            FloatingPointError: If the loss or its gradient is not finite; weights are then as they were.
         """
+        assert self.schedule is not None, "`begin` comes before the first update"
         total = self._total(sum(count(micro_batch) for micro_batch in micro_batches))
         if total == 0:
             return None
@@ -149,6 +167,15 @@ class CriticEngine:
             )
         rate = self.learning_rate
         norm = self.backend.step()
+        if norm is None:  # DeepSpeed was told not to look at it
+            norm = math.nan
+        elif not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient norm of the critic is {norm} in its update {self.steps + 1}, of a loss of {mean:g}: "
+                "training stops here rather than step to broken weights; those of the critic are as they were. The "
+                "policy has no part in it. Usual causes: an overflow in the critic's backward pass, weights of the "
+                "critic that were broken before."
+            )
         self.schedule.step()
         self.steps += 1
         return {"loss": mean, "grad_norm": norm, "learning_rate": rate}
@@ -163,13 +190,14 @@ class CriticEngine:
     def save_state(self, folder: str | Path, **counters: int) -> None:
         """Save optimizer, schedule and counters beside it. Every process must call this."""
         Path(folder).mkdir(parents=True, exist_ok=True)
+        assert self.schedule is not None, "`begin` comes before the first checkpoint"
         extra = {"schedule": self.schedule.state_dict(), "steps": self.steps, "counters": counters}
         self.backend.save_state(Path(folder), extra)
         self.accelerator.wait_for_everyone()
 
     def load_state(self, folder: str | Path, network_folder: str | Path) -> dict[str, int]:
         """
-        Go on where [`save`] and [`save_state`] left off.
+        Go on where [`save`] and [`save_state`] left off, once [`begin`] is called.
 
         Args:
             folder (`str` or `Path`):
@@ -191,7 +219,7 @@ class CriticEngine:
             return type(self.backend.network).from_pretrained(network_folder, dtype=_dtype(self.network))
 
         extra = self.backend.load_state(folder, load_saved_network)
-        self.schedule.load_state_dict(extra["schedule"])
+        self._saved_schedule = extra["schedule"]
         self.steps = extra["steps"]
         return extra["counters"]
 

@@ -114,8 +114,6 @@ class CriticTrainer(CreditTrainer):
                 self.accelerator,
                 CriticOptimization(
                     learning_rate=self.args.critic_learning_rate,
-                    total_steps=self.args.critic_pretraining_steps
-                    + self.state.max_steps * self.args.critic_updates_per_step,
                     scheduler=self.args.critic_lr_scheduler_type,
                     warmup_steps=self.args.critic_warmup_steps,
                     weight_decay=self.args.critic_weight_decay,
@@ -149,8 +147,12 @@ class CriticTrainer(CreditTrainer):
     # --- Pretraining
 
     def begin_training(self, checkpoint: str | None) -> None:
+        pretraining_steps = self.args.critic_pretraining_steps
         if checkpoint is not None:
             self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+        elif self._pretraining["pretraining_done"]:  # in an earlier training
+            pretraining_steps = 0
+        self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
         if not self._pretraining["pretraining_done"]:
             self._pretrain(checkpoint)
 
