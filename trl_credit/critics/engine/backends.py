@@ -77,6 +77,10 @@ class LocalBackend:
         self.optimizer.zero_grad()
         return norm
 
+    def fill(self, parameter: nn.Parameter, value: float) -> None:
+        """Set all of a parameter to a number. Every process must call this."""
+        parameter.fill_(value)
+
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights, whole, on the main process at least. Every process must call this."""
         return self.network.state_dict()
@@ -183,6 +187,7 @@ class DeepSpeedBackend(LocalBackend):
             train_batch_size=processes,
             gradient_clipping=max_grad_norm,
             zero_force_ds_cpu_optimizer=False,
+            zero_allow_untested_optimizer=True,
         )
         for precision in ("bf16", "fp16"):
             section = config.get(precision, {})
@@ -211,6 +216,16 @@ class DeepSpeedBackend(LocalBackend):
             return math.inf
         norm = self.module.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    def fill(self, parameter, value):
+        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+            parameter.data.fill_(value)
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        # The optimizer has a copy in float32.
+        safe_set_full_fp32_param(parameter, torch.full(shape, value, device=self.accelerator.device))
 
     def weights(self):
         if self.stage != 3:

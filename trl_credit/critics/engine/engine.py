@@ -24,15 +24,23 @@ class CriticOptimization:
 
     Args:
         learning_rate (`float`):
-            Peak learning rate of AdamW.
+            Peak learning rate.
+        head (`frozenset[str]`, *optional*):
+            Names of the parameters that are trained at a rate of their own.
+        head_learning_rate (`float`, *optional*):
+            Their peak learning rate. Default: `learning_rate`.
+        optimizer (`type`, *optional*, defaults to `torch.optim.AdamW`):
+            Class of the optimizer.
+        optimizer_kwargs (`dict`, *optional*):
+            Its arguments besides rates and weight decay.
         scheduler (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Name of a schedule of transformers.
         warmup_steps (`int`, *optional*, defaults to `0`):
             Updates of linear warm-up.
+        scheduler_kwargs (`dict`, *optional*):
+            Further arguments of the schedule.
         weight_decay (`float`, *optional*, defaults to `0.0`):
             Of matrices; biases and norms are spared.
-        betas, eps:
-            Of AdamW.
         max_grad_norm (`float`, *optional*, defaults to `1.0`):
             Norm to which gradients are clipped; 0 for no clip.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -42,11 +50,14 @@ class CriticOptimization:
     """
 
     learning_rate: float
+    head: frozenset[str] = frozenset()
+    head_learning_rate: float | None = None
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    optimizer_kwargs: dict = field(default_factory=dict)
     scheduler: str = "constant_with_warmup"
     warmup_steps: int = 0
+    scheduler_kwargs: dict | None = None
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     gradient_checkpointing_kwargs: dict | None = field(default_factory=lambda: {"use_reentrant": False})
@@ -73,6 +84,7 @@ class CriticEngine:
     def __init__(self, network: nn.Module, accelerator: Accelerator, settings: CriticOptimization):
         self.network, self.accelerator, self.settings = network, accelerator, settings
         self.steps = 0
+        self._peak_rates: list[float] = []  # of the optimizer's groups
         self.checkpointing_kwargs: dict = {}
         if settings.gradient_checkpointing:
             self.checkpointing_kwargs = _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
@@ -96,10 +108,14 @@ class CriticEngine:
                 Number of updates of the whole training, for schedules that end.
         """
         groups = self.backend.optimizer.param_groups
-        for group in groups:
-            group["lr"] = group["initial_lr"] = self.settings.learning_rate
+        for group, rate in zip(groups, self._peak_rates, strict=True):
+            group["lr"] = group["initial_lr"] = rate
         self.schedule = get_scheduler(
-            self.settings.scheduler, self.backend.optimizer, self.settings.warmup_steps, max(total_steps, 1)
+            self.settings.scheduler,
+            self.backend.optimizer,
+            self.settings.warmup_steps,
+            max(total_steps, 1),
+            self.settings.scheduler_kwargs,
         )
         if self._saved_schedule is not None:
             self.schedule.load_state_dict(self._saved_schedule)
@@ -108,8 +124,18 @@ class CriticEngine:
             self._saved_schedule = None
 
     @property
-    def learning_rate(self) -> float:
-        return self.backend.optimizer.param_groups[0]["lr"]
+    def learning_rates(self) -> dict[str, float]:
+        """The rates of the next update: `learning_rate`, and `head_learning_rate` where it is another."""
+        own = self.settings.learning_rate
+        return {
+            "learning_rate" if peak == own else "head_learning_rate": group["lr"]
+            for peak, group in zip(self._peak_rates, self.backend.optimizer.param_groups, strict=True)
+        }
+
+    @torch.no_grad()
+    def fill(self, parameter: str, value: float) -> None:
+        """Set all of a parameter to a number. Every process must call this."""
+        self.backend.fill(self.network.get_parameter(parameter), value)
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
@@ -136,8 +162,8 @@ class CriticEngine:
                 `count(micro_batch)`, how much counts in it, a scalar tensor.
 
         Returns:
-            `dict`: `loss`, `grad_norm` before the clip and `learning_rate`; `None` if nothing counts anywhere, and then
-            nothing is changed.
+            `dict`: `loss`, `grad_norm` before the clip and [`learning_rates`]; `None` if nothing counts anywhere, and
+            then nothing is changed.
 
         Raises:
             FloatingPointError: If the loss or its gradient is not finite; weights are then as they were.
@@ -165,7 +191,7 @@ class CriticEngine:
                 f"The critic's loss is {mean} in its update {self.steps + 1}: training stops here rather than go on "
                 "with broken weights. Usual causes: a learning rate that is too high, rewards of very different sizes."
             )
-        rate = self.learning_rate
+        rates = self.learning_rates
         norm = self.backend.step()
         if norm is None:  # DeepSpeed was told not to look at it
             norm = math.nan
@@ -178,7 +204,7 @@ class CriticEngine:
             )
         self.schedule.step()
         self.steps += 1
-        return {"loss": mean, "grad_norm": norm, "learning_rate": rate}
+        return {"loss": mean, "grad_norm": norm, **rates}
 
     def save(self, folder: str | Path) -> None:
         """Save the network in plain `save_pretrained` form. Every process must call this."""
@@ -224,19 +250,24 @@ class CriticEngine:
         return extra["counters"]
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        trained = [p for p in network.parameters() if p.requires_grad]
-        matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
-        rest = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) <= 1]
+        settings = self.settings
+        head_rate = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
+        members: dict[tuple, list] = {}  # parameters by rate and whether they decay
+        for name, p in network.named_parameters():
+            if p.requires_grad:
+                rate = head_rate if name in settings.head else settings.learning_rate
+                is_matrix = len(getattr(p, "ds_shape", p.shape)) > 1
+                members.setdefault((rate != settings.learning_rate, not is_matrix), []).append(p)
         groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "lr": head_rate if is_head else settings.learning_rate,
+                "weight_decay": 0.0 if spared else settings.weight_decay,
+            }
+            for (is_head, spared), parameters in sorted(members.items(), key=lambda item: item[0])
         ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.settings.learning_rate,
-            betas=self.settings.betas,
-            eps=self.settings.eps,
-        )
+        self._peak_rates = [group["lr"] for group in groups]
+        return settings.optimizer(groups, **{"lr": settings.learning_rate, **settings.optimizer_kwargs})  # type: ignore
 
     def _total(self, x) -> float:
         x = torch.as_tensor(x, dtype=torch.float64, device=self.accelerator.device)

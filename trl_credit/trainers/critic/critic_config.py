@@ -3,9 +3,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
 from ...seam import CreditConfig
+
+
+# By default, see docs/results/critic_rates.md.
+HEAD_LEARNING_RATE = 1e-2
 
 
 @dataclass
@@ -21,9 +26,9 @@ class CriticConfig(CreditConfig):
             policy's.
         critic_model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` for the critic, e.g. `{"dtype": "bfloat16"}`.
-        critic_initial_value (`float`, *optional*, defaults to `0.0`):
-            What a fresh head answers everywhere before its first update. The mean reward, if you know it, saves the
-            critic some steps.
+        critic_initial_value (`float`, *optional*):
+            What a fresh head answers everywhere before its first update. Default: the mean reward of the first rollout.
+            A head that comes with the critic's checkpoint is left as it is.
         critic_peft_config (`dict`, *optional*):
             Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its weights,
             e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer's argument of the same name takes any
@@ -32,10 +37,18 @@ class CriticConfig(CreditConfig):
             Make the critic a second adapter and a head on the policy's base, so that the base is in memory once. For
             policies with adapters, on one process or with DDP. The adapter is `critic_peft_config`, by default one like
             the policy's.
-        critic_learning_rate (`float`, *optional*, defaults to `2e-6`):
-            Learning rate of the critic's AdamW.
+        critic_learning_rate (`float`, *optional*, defaults to `1e-4`):
+            Learning rate of the critic's weights, or adapters, below its head.
+        critic_head_learning_rate (`float`, *optional*):
+            Learning rate of the critic's head. Default: 1e-2, or `critic_learning_rate` where that is higher, or 0.
+        critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
+            Optimizer of the critic, by the names that `optim` has. Betas and ε are those of the policy's.
+        critic_optim_args (`str`, *optional*):
+            Its arguments, as `optim_args` are written.
         critic_lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
-            Schedule of the critic's learning rate, over its own updates, pretraining included.
+            Schedule of the critic's learning rates, over its own updates, pretraining included.
+        critic_lr_scheduler_kwargs (`dict`, *optional*):
+            Its arguments, as those of `lr_scheduler_kwargs`.
         critic_warmup_steps (`int`, *optional*, defaults to `0`):
             Updates of linear warm-up.
         critic_weight_decay (`float`, *optional*, defaults to `0.0`):
@@ -61,7 +74,11 @@ class CriticConfig(CreditConfig):
     > they are equal), so that the samples of an optimizer step are known when it begins.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["critic_model_init_kwargs", "critic_peft_config"]
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
+        "critic_model_init_kwargs",
+        "critic_peft_config",
+        "critic_lr_scheduler_kwargs",
+    ]
 
     critic_model_name_or_path: str | None = field(
         default=None,
@@ -71,9 +88,12 @@ class CriticConfig(CreditConfig):
         default=None,
         metadata={"help": "Keyword arguments of `from_pretrained` for the critic."},
     )
-    critic_initial_value: float = field(
-        default=0.0,
-        metadata={"help": "What a fresh head of the critic answers everywhere before its first update."},
+    critic_initial_value: float | None = field(
+        default=None,
+        metadata={
+            "help": "What a fresh head of the critic answers everywhere before its first update. Default: the mean "
+            "reward of the first rollout."
+        },
     )
     critic_peft_config: dict | str | None = field(
         default=None,
@@ -86,10 +106,29 @@ class CriticConfig(CreditConfig):
         default=False,
         metadata={"help": "Make the critic a second adapter and a head on the base of a policy with adapters."},
     )
-    critic_learning_rate: float = field(default=2e-6, metadata={"help": "Learning rate of the critic's AdamW."})
+    critic_learning_rate: float = field(
+        default=1e-4, metadata={"help": "Learning rate of the critic's weights, or adapters, below its head."}
+    )
+    critic_head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the critic's head. Default: 1e-2, or `critic_learning_rate` where that is "
+            "higher, or 0."
+        },
+    )
+    critic_optim: str = field(
+        default="adamw_torch",
+        metadata={"help": "Optimizer of the critic, by the names that `optim` has."},
+    )
+    critic_optim_args: str | None = field(
+        default=None, metadata={"help": "Arguments of the critic's optimizer, as `optim_args` are written."}
+    )
     critic_lr_scheduler_type: str = field(
         default="constant_with_warmup",
-        metadata={"help": "Schedule of the critic's learning rate, over its own updates, pretraining included."},
+        metadata={"help": "Schedule of the critic's learning rates, over its own updates, pretraining included."},
+    )
+    critic_lr_scheduler_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Arguments of the critic's schedule, as those of `lr_scheduler_kwargs`."}
     )
     critic_warmup_steps: int = field(default=0, metadata={"help": "Updates of linear warm-up of the critic."})
     critic_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the critic's matrices."})
@@ -135,12 +174,27 @@ class CriticConfig(CreditConfig):
             value = getattr(self, option)
             if not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}: `{option}` must be a whole number of at least {lowest}, got {value!r}.")
-        for option in ("critic_learning_rate", "critic_weight_decay", "critic_max_grad_norm"):
+        for option in (
+            "critic_learning_rate",
+            "critic_head_learning_rate",
+            "critic_weight_decay",
+            "critic_max_grad_norm",
+        ):
             value = getattr(self, option)
+            if option == "critic_head_learning_rate" and value is None:
+                continue
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}: `{option}` must be a finite number of at least 0, got {value!r}.")
-        if not math.isfinite(self.critic_initial_value):
+        if self.critic_optim not in set(OptimizerNames):
+            raise ValueError(
+                f"{name}: `critic_optim` must be one of {[optim.value for optim in OptimizerNames]}, got "
+                f"{self.critic_optim!r}."
+            )
+        if self.critic_initial_value is not None and not math.isfinite(self.critic_initial_value):
             raise ValueError(f"{name}: `critic_initial_value` must be finite, got {self.critic_initial_value}.")
+        self.critic_lr_scheduler_kwargs = _as_dict(
+            self.critic_lr_scheduler_kwargs, f"{name}: `critic_lr_scheduler_kwargs`"
+        )
         self.critic_peft_config = _as_dict(self.critic_peft_config, f"{name}: `critic_peft_config`")
         self.critic_model_init_kwargs = _as_dict(self.critic_model_init_kwargs, f"{name}: `critic_model_init_kwargs`")
         if self.critic_share_base and self.critic_model_init_kwargs is not None:
@@ -155,12 +209,19 @@ class CriticConfig(CreditConfig):
                         f"{name}: `{option}={getattr(self, option)}` has no effect with `critic_pretraining_steps=0`."
                     )
 
+    @property
+    def head_learning_rate(self) -> float:
+        """Learning rate of the critic's head."""
+        if self.critic_head_learning_rate is not None:
+            return self.critic_head_learning_rate
+        return self.critic_learning_rate and max(self.critic_learning_rate, HEAD_LEARNING_RATE)
+
 
 def _as_dict(value: Any, name: str) -> Any:
     if isinstance(value, str):
         value = json.loads(value)
     if value is not None and not isinstance(value, dict):
         raise TypeError(
-            f"{name} must be a dict, got {type(value).__name__}. Pass a `PeftConfig` as the trainer's argument."
+            f"{name} must be a dict, got {type(value).__name__}. A `PeftConfig` is an argument of the trainer."
         )
     return value

@@ -1,3 +1,4 @@
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -5,9 +6,12 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import nn
+from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
+from ...critics.fresh_head import answers_everywhere, trained_head
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
 from ...seam import CreditTrainer
@@ -50,6 +54,9 @@ class CriticTrainer(CreditTrainer):
         critic = critic if critic is not None else self.args.critic_model_name_or_path
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
+        self._optimizer = _optimizer_of(self.args)
+        # Whether the critic has a head that has still to be told where to start.
+        self._head_waits = False
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
@@ -69,6 +76,10 @@ class CriticTrainer(CreditTrainer):
         """How much counts in it."""
         raise NotImplementedError
 
+    def critic_head(self) -> frozenset[str]:
+        """Names of the critic's parameters that are trained at `critic_head_learning_rate`."""
+        return frozenset(trained_head(self.critic))
+
     def describe_critic(self) -> str:
         """What the critic is and how others read its values, as the Markdown of its card."""
         return (
@@ -79,12 +90,48 @@ class CriticTrainer(CreditTrainer):
 
     # --- The critic in the run
 
-    def make_value_model(self, policy, critic, peft_config, initial_value: float) -> nn.Module:
-        """A network with one number for each token; its fresh head answers `initial_value` everywhere."""
+    def make_value_model(self, policy, critic, peft_config) -> nn.Module:
+        """A network with one number for each token. A fresh head waits for the first rollout, or starts as asked."""
+        asked = self.args.critic_initial_value
+        start = 0.0 if asked is None else self.head_output(asked)
         if self.args.critic_share_base:
-            return make_shared_base_critic(self.model, critic, initial_value, peft_config)
-        source, init_kwargs = self.critic_checkpoint(policy, critic)
-        return make_token_critic(source, initial_value, peft_config, init_kwargs)
+            network = make_shared_base_critic(self.model, critic, start, peft_config)
+        else:
+            source, init_kwargs = self.critic_checkpoint(policy, critic)
+            network = make_token_critic(source, start, peft_config, init_kwargs)
+        is_fresh = answers_everywhere(network, start)
+        if asked is not None and not is_fresh:
+            raise ValueError(
+                f"`critic_initial_value={asked}` has no effect: the critic comes with a head, which is left as it is. "
+                "Drop it."
+            )
+        self._head_waits = asked is None and is_fresh
+        return network
+
+    def head_output(self, value: float) -> float:
+        """What the head puts out where the value is `value`."""
+        return value
+
+    def start_head(self, rewards: torch.Tensor, mode: str) -> None:
+        """
+        Let a fresh head start at the mean reward of the first rollout to train on. Call it before values are used.
+
+        Args:
+            rewards (`torch.Tensor`):
+                Those of [`CreditTrainer.assign_credit`], shape `(B,)`.
+            mode (`str`):
+                `"train"` or `"eval"`: an evaluation changes nothing.
+        """
+        if not self._head_waits or mode == "eval":
+            return
+        scored = rewards.isfinite()
+        total, count = self.total(torch.stack([torch.where(scored, rewards, 0).sum(), scored.sum()])).tolist()
+        if count == 0:
+            return
+        bias = [name for name, p in trained_head(self.engine.network).items() if name.endswith("bias")]
+        for name in bias:  # none where the architecture's head has none
+            self.engine.fill(name, self.head_output(total / count))
+        self._head_waits = False
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
         """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
@@ -109,16 +156,20 @@ class CriticTrainer(CreditTrainer):
         """The critic's engine. It is made when it is first needed, for the policy's must be there before."""
         if self._engine is None:
             checkpointing = self.args.critic_gradient_checkpointing
+            optimizer, optimizer_kwargs = self._optimizer
             self._engine = CriticEngine(
                 self.critic,
                 self.accelerator,
                 CriticOptimization(
                     learning_rate=self.args.critic_learning_rate,
+                    head=self.critic_head(),
+                    head_learning_rate=self.args.head_learning_rate,
+                    optimizer=optimizer,
+                    optimizer_kwargs=optimizer_kwargs,
                     scheduler=self.args.critic_lr_scheduler_type,
                     warmup_steps=self.args.critic_warmup_steps,
+                    scheduler_kwargs=self.args.critic_lr_scheduler_kwargs,  # type: ignore[arg-type]
                     weight_decay=self.args.critic_weight_decay,
-                    betas=(self.args.adam_beta1, self.args.adam_beta2),
-                    eps=self.args.adam_epsilon,
                     max_grad_norm=self.args.critic_max_grad_norm,
                     gradient_checkpointing=(
                         self.args.gradient_checkpointing if checkpointing is None else checkpointing
@@ -134,9 +185,8 @@ class CriticTrainer(CreditTrainer):
         started = time.perf_counter()
         result = self.engine.update(micro_batches, self.critic_loss, self.critic_count)
         if result is not None:
-            self.log_value("train", f"{prefix}/loss", result["loss"])
-            self.log_value("train", f"{prefix}/grad_norm", result["grad_norm"])
-            self.log_value("train", f"{prefix}/learning_rate", result["learning_rate"])
+            for name, value in result.items():
+                self.log_value("train", f"{prefix}/{name}", value)
             self.log_value("train", f"{prefix}/update_time", time.perf_counter() - started)
         return result
 
@@ -150,6 +200,7 @@ class CriticTrainer(CreditTrainer):
         pretraining_steps = self.args.critic_pretraining_steps
         if checkpoint is not None:
             self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+            self._head_waits = bool(self._pretraining.pop("head_waits", 0))
         elif self._pretraining["pretraining_done"]:  # in an earlier training
             pretraining_steps = 0
         self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
@@ -224,7 +275,7 @@ class CriticTrainer(CreditTrainer):
         self.save_critic(folder / CRITIC_FOLDER)
 
     def save_training_state(self, folder: Path) -> None:
-        self.engine.save_state(folder, **self._pretraining)
+        self.engine.save_state(folder, **self._pretraining, head_waits=int(self._head_waits))
 
     def push_to_hub(self, *args, **kwargs):
         """As TRL's; the critic goes along as the folder `critic`, or to a repository of its own."""
@@ -232,6 +283,24 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result
+
+
+def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict]:
+    """Class and arguments of the critic's optimizer, by the names that the policy's has."""
+    name, optim_args = args.critic_optim, args.critic_optim_args
+    ours: Any = copy.copy(args)
+    ours.optim, ours.optim_args, ours.learning_rate = OptimizerNames(name), None, args.critic_learning_rate
+    _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    ours.optim_args = optim_args
+    optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
+    if optim_args is not None and kwargs == plain:
+        raise ValueError(f"`critic_optim_args={optim_args!r}` has no effect on `critic_optim={name!r}`. Drop it.")
+    if unfit := {"params", "model", "optimizer_dict"} & kwargs.keys():
+        raise ValueError(
+            f"`critic_optim={name!r}` picks the weights that it trains by itself ({unfit}), which a critic cannot have. "
+            "Choose another."
+        )
+    return optimizer, kwargs
 
 
 def _refuse_split_base(accelerator) -> None:

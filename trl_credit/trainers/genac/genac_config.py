@@ -8,6 +8,7 @@ from ..vapo.vapo_config import TOKEN_LOSS_TYPES
 # Of `CriticConfig`, what a critic that writes its values has no use for, and why.
 _NO_USE = {
     "critic_initial_value": "there is no head; what an untrained critic answers is what it was taught",
+    "critic_head_learning_rate": "there is no head",
     "critic_share_base": "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
     "critic_updates_per_step": "REINFORCE needs answers of the critic as it is, so each is trained on once",
     "critic_pretraining_loss_threshold": "the loss of REINFORCE says nothing of the error; use "

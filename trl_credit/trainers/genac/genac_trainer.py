@@ -111,6 +111,9 @@ class GenACTrainer(CriticTrainer):
             refuse_unpackable(network)
         return network
 
+    def critic_head(self) -> frozenset[str]:
+        return frozenset()  # it writes its values
+
     def describe_critic(self) -> str:
         return (
             "A generative value model: asked with the text below about a problem and a partial solution, it reasons "

@@ -22,11 +22,8 @@ class SPPOConfig(CriticConfig):
             Lowest and highest reward that there is, with `critic_loss="bce"`: rewards are mapped from it to [0, 1] for
             the critic, and values back.
         critic_initial_value (`float`, *optional*):
-            What a fresh head answers everywhere before its first update, in units of the reward. Default: the middle
-            of `reward_range`, or 0 with `critic_loss="mse"`. The mean reward, if you know it, saves the critic some
-            steps.
-        critic_learning_rate (`float`, *optional*, defaults to `5e-6`):
-            Learning rate of the critic's AdamW.
+            What a fresh head answers everywhere before its first update, in units of the reward. Default: the mean
+            reward of the first rollout, with `critic_loss="bce"` at least a twentieth of `reward_range` from its ends.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
@@ -48,14 +45,13 @@ class SPPOConfig(CriticConfig):
         default_factory=lambda: [0.0, 1.0],
         metadata={"help": "Lowest and highest reward that there is, with `critic_loss=bce`."},
     )
-    critic_initial_value: float | None = field(  # type: ignore[assignment]
+    critic_initial_value: float | None = field(
         default=None,
         metadata={
             "help": "What a fresh head of the critic answers everywhere before its first update, in units of the "
-            "reward. Default: the middle of `reward_range`, or 0 with `critic_loss=mse`."
+            "reward. Default: the mean reward of the first rollout."
         },
     )
-    critic_learning_rate: float = field(default=5e-6, metadata={"help": "Learning rate of the critic's AdamW."})
     critic_pretraining_steps: int = field(
         default=0,
         metadata={"help": "Optimizer steps of the critic on rollouts of the fixed policy before the policy moves."},
@@ -75,9 +71,7 @@ class SPPOConfig(CriticConfig):
                 f"SPPOConfig: `reward_range={self.reward_range}` has no effect with `critic_loss='mse'`, which takes "
                 "rewards as they are. Drop it."
             )
-        if self.critic_initial_value is None:
-            self.critic_initial_value = (low + high) / 2 if bounded else 0.0
-        elif bounded and not low < self.critic_initial_value < high:
+        if bounded and self.critic_initial_value is not None and not low < self.critic_initial_value < high:
             raise ValueError(
                 f"SPPOConfig: `critic_initial_value={self.critic_initial_value}` must lie between the ends of "
                 f"`reward_range={self.reward_range}`: a value at its end has no finite logit."

@@ -66,7 +66,7 @@ class VAPOTrainer(CriticTrainer):
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_value_model(policy, critic, peft_config, self.args.critic_initial_value)
+        return self.make_value_model(policy, critic, peft_config)
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
@@ -99,6 +99,7 @@ class VAPOTrainer(CriticTrainer):
         return torch.cat([self.engine.evaluate(partial(_read, part)) for part in parts])
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        self.start_head(rewards, mode)
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
         states = self.values(rollout)
