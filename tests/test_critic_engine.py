@@ -175,3 +175,31 @@ def test_a_critic_of_prompts_starts_there_in_units_of_the_reward(settings, rewar
     trainer = sppo_runs.make_trainer(model_dir, tmp_path, reward=rewards, critic_learning_rate=0.0, **settings)
     trainer.train()
     assert trainer.rollouts_seen[0]["values"].tolist() == pytest.approx([value] * 4)
+
+
+# --- Precision
+
+
+@pytest.mark.parametrize("source", ["own", "policys"])
+def test_a_critic_in_bfloat16_moves_the_weights_that_one_in_float32_moves(source, model_dir, tmp_path):
+    def moved(dtype):
+        settings = {"critic_learning_rate": 1e-5, "critic_head_learning_rate": 1e-2, "max_steps": 5, "seed": 1}
+        settings[f"{'critic_' if source == 'own' else ''}model_init_kwargs"] = {"dtype": dtype}
+        trainer = make_trainer(model_dir, tmp_path, reward=half, **settings)
+        assert trainer.critic.model.layers[0].mlp.up_proj.weight.dtype == getattr(torch, dtype)
+        before = {name: p.detach().float().clone() for name, p in trainer.critic.named_parameters()}
+        trainer.train()
+        return sum((p != before[name]).sum().item() for name, p in trainer.critic.named_parameters())
+
+    bfloat16, float32 = moved("bfloat16"), moved("float32")
+    assert bfloat16 > 0.98 * float32 > 3000
+
+
+def test_a_critic_in_bfloat16_is_saved_as_it_is_trained_and_resumes_to_the_bit(model_dir, tmp_path):
+    settings = {"critic_model_init_kwargs": {"dtype": "bfloat16"}, "save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(model_dir, tmp_path / "a", max_steps=3, **settings)
+    whole.train()
+    resumed = make_trainer(model_dir, tmp_path / "b", max_steps=3, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert whole.critic.score.weight.abs().max() > 0
+    assert all(torch.equal(a, b) for a, b in zip(whole.critic.parameters(), resumed.critic.parameters(), strict=True))

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_peft_model
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .backends import STATE_FILE, make_backend
+
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -67,6 +71,9 @@ class CriticEngine:
     """
     Trains a network beside the policy, on the same processes and with the same kind of sharding.
 
+    Trained weights are kept in float32, and compute in what they were loaded in: most updates are smaller than half of
+    a bfloat16's last digit.
+
     It knows nothing of what the network is for: callers bring the loss. An update takes all micro-batches of an
     optimizer step at once, so that its loss is one mean over everything that counts, over micro-batches and processes.
 
@@ -88,6 +95,7 @@ class CriticEngine:
         self.checkpointing_kwargs: dict = {}
         if settings.gradient_checkpointing:
             self.checkpointing_kwargs = _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
+        self._compute_dtype = _keep_in_float32(network, accelerator)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
         self.network = self.backend.network
         self.module.eval()
@@ -140,8 +148,13 @@ class CriticEngine:
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
-        with self.accelerator.autocast():
+        with self._autocast():
             return forward(self.module)
+
+    def _autocast(self):
+        if self._compute_dtype is None:
+            return self.accelerator.autocast()
+        return torch.autocast(self.accelerator.device.type, self._compute_dtype)
 
     def update(
         self,
@@ -178,7 +191,7 @@ class CriticEngine:
             for i, micro_batch in enumerate(micro_batches):
                 last = i + 1 == len(micro_batches)
                 with self.backend.micro_batch(last):
-                    with self.accelerator.autocast():
+                    with self._autocast():
                         value = loss(self.module, micro_batch)
                     # Every engine averages gradients over processes.
                     self.backend.backward(value * (self.accelerator.num_processes / total), last)
@@ -272,6 +285,23 @@ class CriticEngine:
     def _total(self, x) -> float:
         x = torch.as_tensor(x, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(x, reduction="sum").item()
+
+
+def _keep_in_float32(network: nn.Module, accelerator: Accelerator) -> torch.dtype | None:
+    """Trained weights of lower precision in float32; returns what they are to compute in, or `None` for no change."""
+    low = [p for p in network.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if not low or (accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16"):
+        return None  # DeepSpeed has float32 copies of its own
+    if any(hasattr(p, "ds_id") for p in low):
+        logger.warning(
+            f"The critic's weights are {low[0].dtype}, which ZeRO-3 has split already, and without `bf16` it keeps no "
+            "copy of them in float32: most updates will be lost to rounding. Load the critic with "
+            '`critic_model_init_kwargs={"dtype": "float32"}`, or train with `bf16=True`.'
+        )
+        return None
+    for p in low:
+        p.data = p.data.float()
+    return torch.bfloat16
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -297,8 +297,8 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
         raise ValueError(f"`critic_optim_args={optim_args!r}` has no effect on `critic_optim={name!r}`. Drop it.")
     if unfit := {"params", "model", "optimizer_dict"} & kwargs.keys():
         raise ValueError(
-            f"`critic_optim={name!r}` picks the weights that it trains by itself ({unfit}), which a critic cannot have. "
-            "Choose another."
+            f"`critic_optim={name!r}` picks the weights that it trains by itself ({unfit}), which a critic cannot "
+            "have. Choose another."
         )
     return optimizer, kwargs
 
