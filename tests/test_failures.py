@@ -9,22 +9,12 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_model_dir
+from tiny import tiny_model
 from transformers import AutoModelForTokenClassification
 from vapo_runs import LENGTH, make_trainer, share_of_even
 
 from trl_credit import gae, length_adaptive_lambda
 from trl_credit.critics.token import make_token_critic, read_values
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def pad_is_eos_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"), pad_is_eos=True)
 
 
 def noisy_critic(seed=1):
@@ -260,7 +250,7 @@ def test_13_the_policy_is_saved_without_the_critic_in_it(model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path)
     trainer.train()
     trainer.save_model()
-    saved, base = load_file(tmp_path / "model.safetensors"), load_file(model_dir / "model.safetensors")
+    saved, base = load_file(tmp_path / "model.safetensors"), load_file(f"{model_dir}/model.safetensors")
     assert saved.keys() == base.keys()
     assert not any("score" in name for name in dict(trainer.model.named_parameters()))  # what vLLM is sent
     assert "score.weight" in load_file(tmp_path / "critic" / "model.safetensors")

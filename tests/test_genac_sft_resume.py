@@ -5,9 +5,7 @@ import signal
 import subprocess
 import sys
 
-import pytest
 from safetensors.torch import load_file
-from tiny import tiny_model_dir
 
 
 STEPS, SAVED, KILLED = 6, 4, 5
@@ -32,11 +30,6 @@ trainer = CriticSFTTrainer(model=model, args=args, train_dataset=traces, callbac
 trainer.train(resume_from_checkpoint=how == "resume")
 trainer.save_model()
 """
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def fit(model_dir, folder, how: str) -> int:

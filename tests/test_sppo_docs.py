@@ -11,7 +11,6 @@ from launch import BIN, run
 from safetensors.torch import load_file
 from sppo_runs import CONVERSATIONS, critic_dir, make_trainer
 from test_docs import blocks, rows, section
-from tiny import tiny_model_dir
 from transformers import AutoTokenizer
 
 from trl_credit import SPPOConfig, SPPOTrainer
@@ -27,11 +26,6 @@ BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o",
 
 def default(field) -> str:
     return str(field.default_factory() if field.default is MISSING else field.default)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,6 @@ from tiny import tiny_model_dir
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def critic(tmp_path_factory):
     return critic_dir(tmp_path_factory.mktemp("critic"))
 
