@@ -1,7 +1,6 @@
 """
-What has gone wrong with critics elsewhere, one test a row, each named for what must not happen again. The numbers are
-those of the list of failures; rows 12 to 14 need several processes and are in `distributed/test_vapo_engines.py`, row
-16 is in `test_critic_resume.py`, row 23 in `test_genac_bad_input.py`.
+What has gone wrong with critics elsewhere, each test named for what must not happen again. The numbers are those of
+the table in `docs/failures.md`, which says where its other rows are tested.
 """
 
 import copy

@@ -5,7 +5,11 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from safetensors.torch import load_file
+
+
+pytestmark = pytest.mark.slow
 
 
 STEPS, SAVED, KILLED = 6, 4, 5

@@ -1,8 +1,6 @@
 """
-The rows of `test_failures.py`'s list for a critic that reads prompts. Row 6 is in `test_sppo_equals.py`, row 15 in
-`test_sppo_critic.py` with the adapters, row 16 in `test_critic_resume.py`, row 19 in `test_sppo_critic.py` with what is
-logged, row 24 in `test_sppo_bad_input.py`, and rows 12 and 13 with several processes in
-`distributed/test_vapo_engines.py`.
+What has gone wrong with critics elsewhere, for a critic that reads prompts. The numbers are those of the table in
+`docs/failures.md`, which says where its other rows are tested.
 """
 
 import copy

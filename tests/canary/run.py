@@ -97,7 +97,7 @@ def loss_inputs(run) -> dict:
 
 
 def loss_of(run, inputs, **attributes) -> float:
-    """TRL's loss, with attributes of the trainer changed as `trl_seam` changes them."""
+    """TRL's loss, with attributes of the trainer changed as the seam changes them."""
     kept = {name: getattr(run.trainer, name) for name in attributes if hasattr(run.trainer, name)}
     run.trainer.__dict__.update(attributes)
     try:
