@@ -10,7 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from tiny import tiny_model_dir
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 
 def pytest_collection_finish():
@@ -31,20 +31,17 @@ def pad_is_eos_dir(tmp_path_factory):
     return str(tiny_model_dir(tmp_path_factory.mktemp("model"), pad_is_eos=True))
 
 
-@pytest.fixture(scope="session")
-def two_eos_dir(tmp_path_factory):
-    """One that may end in two ways, as Qwen's and Llama 3's do; as with Qwen's, the second one pads too."""
+@pytest.fixture(scope="session", params=["<|endoftext|>", "<|im_start|>"], ids=["the second pads", "neither pads"])
+def two_eos_dir(request, tmp_path_factory):
+    """One that may end in two ways, as Qwen's do, whose second end pads too, and Llama 3's, where neither does."""
     path = tiny_model_dir(tmp_path_factory.mktemp("model"))
     config = GenerationConfig.from_pretrained(path)
-    config.eos_token_id = [config.eos_token_id, config.pad_token_id]
+    config.eos_token_id = [
+        config.eos_token_id,
+        AutoTokenizer.from_pretrained(path).convert_tokens_to_ids(request.param),
+    ]
     config.save_pretrained(path)
     return str(path)
-
-
-@pytest.fixture(scope="session")
-def no_template_dir(tmp_path_factory):
-    """A base model: its tokenizer has no chat template."""
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model"), chat_template=None))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from canary.moves import KEYS, MOVES
 from canary.training import FOR_CRITICS
 
 import trl_credit
+from trl_credit import trainers
+from trl_credit.seam import CreditTrainer
 
 
 PACKAGE = Path(trl_credit.__file__).parent
@@ -23,6 +26,21 @@ DECLARED = {"_tag_names", "_name", "_paper"}
 
 def test_trl_is_as_we_know_it(moe_dir, tmp_path):
     assert list(canary(moe_dir, tmp_path)) == []
+
+
+def test_trainers_take_what_the_seam_hands_to_their_hooks():
+    for module in pkgutil.walk_packages(trainers.__path__, f"{trainers.__name__}."):
+        importlib.import_module(module.name)
+    hooks = {name for name in dir(CreditTrainer) if not name.startswith("_") and not hasattr(trl.GRPOTrainer, name)}
+    subclasses, found = [CreditTrainer], set()
+    while subclasses:
+        subclasses += (trainer := subclasses.pop()).__subclasses__()
+        for name in vars(trainer).keys() & hooks if trainer.__module__.startswith(trainers.__name__) else ():
+            ours, theirs = getattr(trainer, name), getattr(CreditTrainer, name)
+            if callable(theirs) and name != "config_class":
+                found.add(name)
+                assert [*inspect.signature(ours).parameters] == [*inspect.signature(theirs).parameters], ours
+    assert {"assign_credit", "shape_loss", "extra_loss", "begin_step", "finish_step"} <= found
 
 
 # --- The lists are complete, and no other room needs one

@@ -56,7 +56,8 @@ def wrapped_methods_are_called_as_we_take_them(run):
 
 @check
 def names_of_ours_are_free(run):
-    ours = set(vars(CreditTrainer)) - set(vars(object)) - set(WRAPPED) - FOR_CRITICS
+    seam = [cls for cls in CreditTrainer.__mro__ if cls.__module__.startswith("trl_credit.")]
+    ours = {name for cls in seam for name in vars(cls)} - set(vars(object)) - set(WRAPPED) - FOR_CRITICS
     ours -= {"__init__", "__module__", "__annotations__"}
     for name in ours | {"_scores", "_loss", "_sums", "_token_scores", "_step_inputs", "_resume_from", "_credit_log"}:
         assert not hasattr(run.trainer, name), f"TRL has taken the name `{name}`, which is ours"
