@@ -101,6 +101,7 @@ def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
     assert (*settings, args.positive_lm_coef) == expected[name]
 
 
+@pytest.mark.slow
 def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_path):
     problems = [{"prompt": prompt, "solution": "7"} for prompt in ("a", "bc", "d e", "fgh")]
     (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))
