@@ -196,6 +196,7 @@ def check_run(folder: Path) -> list[dict]:
     return [entry for entry in log if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_config_file_that_flags_override(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "single_gpu"]
     run([*command, "--mixed_precision", "no", "--trace_lambda", "1.0"], cwd=folder)
@@ -206,6 +207,7 @@ def test_it_trains_from_a_config_file_that_flags_override(folder):
     assert "| `min_advantage` | `None` |" in (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_it_trains_on_two_processes(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "multi_gpu"]
@@ -215,6 +217,7 @@ def test_it_trains_on_two_processes(folder):
     assert (folder / "out" / "checkpoint-2" / "rng_state_1.pth").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_so(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--reward_funcs", "accuracy"]
     output = run(command, cwd=folder, status=1)

@@ -11,7 +11,6 @@ from launch import BIN, run
 from safetensors.torch import load_file
 from sppo_runs import CONVERSATIONS, critic_dir, make_trainer
 from test_docs import blocks, rows, section
-from tiny import tiny_model_dir
 from transformers import AutoTokenizer
 
 from trl_credit import SPPOConfig, SPPOTrainer
@@ -27,11 +26,6 @@ BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o",
 
 def default(field) -> str:
     return str(field.default_factory() if field.default is MISSING else field.default)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +141,7 @@ def test_the_command_of_the_page_parses():
     assert args.per_device_train_batch_size * args.steps_per_generation == 256
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_a_critic_of_another_family(model_dir, critic, tmp_path):
     problems = [{"prompt": prompt, "solution": "7"} for prompt in CONVERSATIONS]
     (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))
@@ -164,7 +159,7 @@ def test_the_command_trains_with_a_critic_of_another_family(model_dir, critic, t
     steps = [entry for entry in log if "loss" in entry]
     assert len(steps) == 2 and all(0 < entry["critic/brier"] < 1 and entry["critic/loss"] > 0 for entry in steps)
     for folder, start in ((out, model_dir), (out / "critic", critic)):
-        before, after = (load_file(path / "model.safetensors") for path in (start, folder))
+        before, after = (load_file(f"{path}/model.safetensors") for path in (start, folder))
         assert before.keys() == after.keys() and any(not after[name].equal(before[name]) for name in before)
     assert len(AutoTokenizer.from_pretrained(out / "critic")) == len(AutoTokenizer.from_pretrained(critic))
     card = (out / "README.md").read_text(encoding="utf-8")
