@@ -1,6 +1,6 @@
 """
-What a configuration says of an option beside its name and default: its text, which is the docstring's and is the help on
-the command line too; what it may be; and what leaves it without effect.
+What a configuration says of an option beside its name and default: its text, which is the docstring's and the command
+line's help; what it may be; and which settings leave it without effect.
 """
 
 import inspect
@@ -164,8 +164,8 @@ def documented_options(docstring: str) -> dict[str, Documented]:
 
     Args:
         docstring (`str`):
-            With a section `Args:`, whose entries are ``name (`type`, *optional*, defaults to `value`):`` and a text that
-            is indented further.
+            With a section `Args:` of entries ``name (`type`, *optional*, defaults to `value`):``, each with its text,
+            indented further.
 
     Returns:
         `dict[str, Documented]`: Type and default as they are written, and the text in one line, by option.

@@ -52,12 +52,11 @@ class SPPOConfig(CriticConfig):
             self.reward_range = [float(end) for end in self.reward_range]
         self.check_options()
         low, high = self.reward_range
-        if self.critic_loss == "bce" and self.critic_initial_value is not None:
-            if not low < self.critic_initial_value < high:
-                raise ValueError(
-                    f"SPPOConfig: `critic_initial_value={self.critic_initial_value}` must lie between the ends of "
-                    f"`reward_range={self.reward_range}`: a value at its end has no finite logit."
-                )
         if self.critic_initial_value is None:
             self.critic_initial_value = (low + high) / 2 if self.critic_loss == "bce" else 0.0
+        elif self.critic_loss == "bce" and not low < self.critic_initial_value < high:
+            raise ValueError(
+                f"SPPOConfig: `critic_initial_value={self.critic_initial_value}` must lie between the ends of "
+                f"`reward_range={self.reward_range}`: a value at its end has no finite logit."
+            )
         super().__post_init__()
