@@ -7,6 +7,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from ...critics.card import loading_code, push_critic, write_critic_card
+from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
@@ -53,12 +54,17 @@ class CriticTrainer(CreditTrainer):
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
+        self._critic_reader: Critic | None = None
         self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
 
     # --- What a subclass says
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         """The network, from the trainer's `critic` argument, or from the policy if that is None."""
+        raise NotImplementedError
+
+    def make_critic_reader(self, runner: Runner) -> Critic:
+        """What is asked of the network and how its answers are read."""
         raise NotImplementedError
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
@@ -130,6 +136,32 @@ class CriticTrainer(CreditTrainer):
             )
             self.critic = self._engine.network
         return self._engine
+
+    @property
+    def critic_reader(self) -> Any:
+        """The [`~trl_credit.critics.critic.Critic`] that the network is. It is made with the engine that runs it."""
+        if self._critic_reader is None:
+            self._critic_reader = self.make_critic_reader(self.engine)
+        return self._critic_reader
+
+    def with_prompts(self, rollout: dict) -> dict:
+        """The latest rollout with its prompts as they are in the dataset, for critics that read them."""
+        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], **rollout}
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """
+        The critic's values of all states of a rollout, those that [`assign_credit`] makes credit of. Nothing of the run
+        is changed.
+
+        Args:
+            rollout (`dict`):
+                As [`~trl_credit.critics.critic.Critic.state_values`] takes it. `prompts` may be left out of the latest
+                one of this process.
+
+        Returns:
+            `torch.Tensor`: `(B, T + 1)`, float32, NaN where the critic has no answer.
+        """
+        return self.critic_reader.state_values(self.with_prompts(rollout))
 
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the micro-batches of an optimizer step."""

@@ -126,7 +126,7 @@ class TraceCollector(GenACTrainer):
 
     # --- Sampling
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         self._refuse_other_rewards(rewards)
         chosen = self.trained_tokens(rollout)
         self._solutions = []
@@ -187,14 +187,14 @@ class TraceCollector(GenACTrainer):
         rewards: dict[str, list[float]] = defaultdict(list)
         for solution in solutions:
             chosen = [bool(token) for token in solution["chosen"]]
-            reading = self.read(solution["completion_ids"], chosen, solution["prompt"], rate)
+            reading = self.question.about(solution["completion_ids"], solution["prompt"], rate, chosen)
             for k, prompt in enumerate(reading.query.prompts()):
-                if len(prompt) + self.args.critic_max_completion_length > self._critic_context:
+                if len(prompt) + self.args.critic_max_completion_length > self.critic_context:
                     continue  # the critic will not be asked about this one either
                 problem, partial = problem_text(solution["prompt"]), "".join(reading.texts[:k])
                 query = render(
-                    self.template,
-                    actor=self.actor_description,
+                    self.question.template,
+                    actor=self.question.actor_description,
                     success_rate=f"{rate:.2f}",
                     problem=problem,
                     partial_solution=partial,
