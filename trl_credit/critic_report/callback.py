@@ -21,8 +21,9 @@ class CriticProbeCallback(TrainerCallback):
     probes of a checkpoint and run `trl-credit critic-report`.
 
     Logs `critic_probe/mse`, `critic_probe/explained_variance` and `critic_probe/bias`, the mean of V − V*, as in
-    [`evaluate_critic`], before the first step and after every `every_n_steps`, in the next line of the log; where a
-    line has several of them, their mean. It changes nothing in the run.
+    [`evaluate_critic`], and `critic_probe/parse_rate`, the share of the states about which the critic's answer could be
+    read, to which the others are limited. Before the first step and after every `every_n_steps`, in the next line of
+    the log; where a line has several of them, their mean. It changes nothing in the run.
 
     Args:
         trainer ([`~trl_credit.trainers.critic.CriticTrainer`]):
@@ -63,13 +64,16 @@ class CriticProbeCallback(TrainerCallback):
         values = np.concatenate([row[rollout.cuts] for row, rollout in zip(rows, rollouts, strict=True)])
         returns = np.concatenate([rollout.returns for rollout in rollouts]).astype(float)
         read = ~np.isnan(values)
+        parse_rate = {"critic_probe/parse_rate": float(read.mean())}
+        if not read.any():
+            return parse_rate
         values, returns = values[read], returns[read]
         truth, noise, weights = returns.mean(1), st.noise_of_mean(returns), np.ones(len(returns))
         return {
             "critic_probe/mse": st.squared_error(values, truth, noise, weights),
             "critic_probe/explained_variance": st.explained_variance(values, truth, noise, weights),
             "critic_probe/bias": st.mean(values - truth, weights),
-            "critic_probe/parse_rate": float(read.mean()),
+            **parse_rate,
         }
 
     def _values(self) -> np.ndarray:

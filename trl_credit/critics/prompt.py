@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from trl import is_conversational
 
 from .critic import PROMPTS, Critic, Runner, nan_beyond_the_end, on_device
+from .facts import CriticFacts, fingerprint
 from .token import make_token_critic, read_values, refuse_causal_lm, refuse_images
 
 
@@ -74,6 +75,7 @@ class PromptCritic(Critic):
         critic_loss: str = "bce",
         reward_range: Sequence[float] = (0.0, 1.0),
         batch_size: int = 32,
+        policy_tokenizer=None,
         **model_init_kwargs,
     ) -> "PromptCritic":
         """
@@ -83,13 +85,25 @@ class PromptCritic(Critic):
             path (`str`):
                 A folder or Hub id, its tokenizer beside it.
             critic_loss, reward_range, batch_size:
-                As above.
+                As above. At their defaults they are what the critic's `critic.json` says.
+            policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                The policy's. A critic that was trained to read what such a policy has read goes on to do so.
             model_init_kwargs:
                 Of `from_pretrained`.
         """
+        facts = CriticFacts.load(path, model_init_kwargs)
+        settings: dict[str, Any] = {"critic_loss": critic_loss, "reward_range": list(reward_range)}
+        reads_policys_tokens = False
+        if facts is not None:
+            facts.refuse_other_kind(cls.kind, path)
+            settings = facts.agreed(settings, {"critic_loss": "bce", "reward_range": [0.0, 1.0]}, path)
+            settings["template_kwargs"] = facts.template_kwargs
+            if policy_tokenizer is not None and not facts.own_tokenizer:
+                reads_policys_tokens = facts.tokenizer == fingerprint(policy_tokenizer)
         refuse_causal_lm(path)
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
-        return cls(network, load_critic_tokenizer(path), critic_loss, reward_range, f"prompt:{path}", batch_size)
+        tokenizer = None if reads_policys_tokens else load_critic_tokenizer(path)
+        return cls(network, tokenizer, name=f"prompt:{path}", batch_size=batch_size, **settings)
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; the value of every state is its prompt's."""

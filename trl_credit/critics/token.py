@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokeni
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
+from .facts import CriticFacts
 
 
 # What the last layer of a token- or sequence-classification model is called.
@@ -54,6 +55,9 @@ class TokenCritic(Critic):
             model_init_kwargs:
                 Of `from_pretrained`.
         """
+        facts = CriticFacts.load(path, model_init_kwargs)
+        if facts is not None:
+            facts.refuse_other_kind(cls.kind, path)
         refuse_causal_lm(path)
         if tokenizer is not None and _has_other_vocabulary(path, tokenizer):
             raise ValueError(

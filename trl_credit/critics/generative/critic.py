@@ -1,20 +1,23 @@
 """A critic that writes its values: asked about the states of completions, and read."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
+from ...credit.running_mean import RunningMean
 from ...sampling import chunks_within, sample_continuations
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic import PROMPTS, Critic, Runner, on_device
 from ..engine.engine import seeded
+from ..facts import CriticFacts
+from ..prompt import load_critic_tokenizer
 from ..token import refuse_images
 from .network import make_generative_critic
-from .question import TEMPLATE, Question, check_template, parse_score
+from .question import TEMPLATE, Question, check_template, parse_score, refuse_other_segmenter
 from .reading import Reading, value_of_each_state
 
 
@@ -95,14 +98,20 @@ class GenerativeCritic(Critic):
             path (`str`):
                 A folder or Hub id.
             policy_tokenizer, settings:
-                As above.
+                As above. Those that are not given are what the critic's `critic.json` says.
             dtype (`str`, *optional*, defaults to `"auto"`):
                 Of its weights.
+
+        Raises:
+            ValueError: If a setting is given that is not the critic's.
         """
+        facts = CriticFacts.load(path)
+        if facts is not None:
+            facts.refuse_other_kind(cls.kind, path)
+            settings = _as_trained(facts, settings, path)
         network = on_device(make_generative_critic(path, model_init_kwargs={"dtype": dtype}))
-        return cls(
-            network, AutoTokenizer.from_pretrained(path), policy_tokenizer, name=f"generative:{path}", **settings
-        )
+        tokenizer = load_critic_tokenizer(path)
+        return cls(network, tokenizer, policy_tokenizer, name=f"generative:{path}", **settings)
 
     @property
     def tokenizer(self) -> Any:
@@ -228,6 +237,39 @@ class GenerativeCritic(Critic):
     def text_of(self, answers: list[list[int]]) -> list[str]:
         """The texts of answers."""
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def _as_trained(facts: CriticFacts, settings: dict[str, Any], path: str) -> dict[str, Any]:
+    """Arguments of a [`GenerativeCritic`]: those that are given, and the critic's own for the others."""
+    options = {
+        "template": "critic_template",
+        "actor_description": "actor_description",
+        "temperature": "critic_temperature",
+        "max_completion_length": "critic_max_completion_length",
+    }
+    facts.agreed({option: settings[name] for name, option in options.items() if name in settings}, {}, path)
+    own: dict[str, Any] = {n: facts.settings[option] for n, option in options.items() if option in facts.settings}
+    own["context"] = facts.context
+    if facts.hint:
+        own["success_rate"] = RunningMean(*facts.hint["success_rate"]).value
+    if "segmenter" in settings:
+        refuse_other_segmenter(facts, settings["segmenter"], path)
+    elif "segmenter" in facts.settings:
+        own["segmenter"] = _LostSegmenter(facts.settings["segmenter"])
+    elif "segment_min_length" in facts.settings:
+        names = ("segment_min_length", "segment_target_length", "segment_max_length", "max_segments")
+        own["segmenter"] = DelimiterSegmenter(*(facts.settings[name] for name in names))
+    return {**own, **settings}
+
+
+@dataclass(frozen=True)
+class _LostSegmenter:
+    """In place of a user's function that a saved critic was trained with."""
+
+    name: str
+
+    def __call__(self, token_ids, tokenizer, trainable=None):
+        raise ValueError(f"The critic was asked about segments by `{self.name}`: pass it as `segmenter`.")
 
 
 def context_of(network: Any) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...segmenting import DelimiterSegmenter, Segmenter, segment_texts
+from ..facts import FACTS_FILE, CriticFacts
 from .packed import CriticQuery
 from .reading import Reading
 
@@ -96,8 +97,42 @@ class Question:
         between = ["".join(texts[k:after]) for k, after in zip(asked, [*asked[1:], None], strict=True)]
         return Reading(query, between, [*cuts[1:], length], start=cuts[0])
 
+    def settings(self) -> dict[str, Any]:
+        """The options of a [`~trl_credit.GenACConfig`] with which the same is asked."""
+        told = "{success_rate}" in self.template
+        asked = {"critic_template": self.template, "actor_description": self.actor_description}
+        if isinstance(self.segmenter, DelimiterSegmenter):
+            lengths = {
+                "segment_min_length": self.segmenter.min_length,
+                "segment_target_length": self.segmenter.target_length,
+                "segment_max_length": self.segmenter.max_length,
+                "max_segments": self.segmenter.max_segments,
+            }
+        else:
+            lengths = {"segmenter": name_of(self.segmenter)}
+        return {**asked, **lengths, **({} if told else {"hint_momentum": None})}
+
     def _query(self, texts: list[str], prompt: str | list[dict], success_rate: float) -> CriticQuery:
         return critic_query(self.tokenizer, self.template, prompt, texts, self.actor_description, success_rate)
+
+
+def name_of(segmenter: Any) -> str:
+    """What a segmenter of the user's is called in `critic.json`."""
+    segmenter = segmenter if hasattr(segmenter, "__qualname__") else type(segmenter)
+    return f"{segmenter.__module__}.{segmenter.__qualname__}"
+
+
+def refuse_other_segmenter(facts: CriticFacts, segmenter: Any, source: Any) -> None:
+    """Raise if a critic was asked about segments of a user's function and is now to be asked about others."""
+    own = facts.settings.get("segmenter")
+    is_own = segmenter is not None and not isinstance(segmenter, DelimiterSegmenter)
+    given = name_of(segmenter) if is_own else None
+    if "critic_template" in facts.settings and own != given:
+        words = [f"`{name}`" if name else "the package's rules" for name in (own, given)]
+        raise ValueError(
+            f"The critic {source} was asked about segments by {words[0]}, and is now to be asked about segments by "
+            f"{words[1]}. Pass the same `segmenter`; or, if it is to learn another question, delete its {FACTS_FILE}."
+        )
 
 
 def check_template(template: str, slots: Sequence[str] = ("success_rate", "problem", "partial_solution")) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
+from ...critics.facts import CriticFacts, fingerprint
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
 from ...seam import CreditTrainer
@@ -30,6 +31,7 @@ class CriticTrainer(CreditTrainer):
     critic: Any
     processing_class: Any
     config_class = CriticConfig
+    critic_kind: str  # see [`~trl_credit.critics.facts.CriticFacts`]
     folders_of_networks = (CRITIC_FOLDER,)
     # Of the latest rollout; NaN when its returns do not vary.
     explained_variance: float = float("nan")
@@ -49,6 +51,10 @@ class CriticTrainer(CreditTrainer):
 
             critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
+        # What the critic that this run starts from was trained with, if it says so.
+        self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        if self._source_facts is not None:
+            self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         with seeded(self.args.seed):
@@ -81,6 +87,24 @@ class CriticTrainer(CreditTrainer):
             "A value model: for every token of a prompt and completion it gives the reward that the policy is expected "
             "to end\nwith. The value of the state in which token t is chosen is the output at the token before it.\n\n"
             f"```python\n{loading_code(self.critic)}\nvalues = critic(input_ids).logits.squeeze(-1)\n```"
+        )
+
+    def critic_settings(self) -> dict[str, Any]:
+        """The options of the config without which the critic would be asked or read in another way."""
+        return {}
+
+    def critic_facts(self) -> CriticFacts:
+        """What the critic is, for those who load it."""
+        config = self.critic.config.get_text_config()
+        earlier = 0 if self._source_facts is None else self._source_facts.updates
+        return CriticFacts(
+            self.critic_kind,
+            self.critic_settings(),
+            context=getattr(config, "max_position_embeddings", None),
+            tokenizer=fingerprint(self.critic_processing_class),
+            own_tokenizer=self.critic_processing_class is not self.processing_class,
+            vocabulary_size=config.vocab_size,
+            updates=earlier + self.engine.steps,
         )
 
     # --- The critic in the run
@@ -248,6 +272,7 @@ class CriticTrainer(CreditTrainer):
         self.engine.save(folder)
         if self.accelerator.is_main_process:
             self.critic_processing_class.save_pretrained(folder)
+            self.critic_facts().save(folder)
             write_critic_card(Path(folder), self)
 
     def save_networks(self, folder: Path) -> None:

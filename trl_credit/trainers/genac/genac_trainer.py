@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from ...credit.running_mean import RunningMean
 from ...credit.segment_gae import segment_advantages, segment_of_token
 from ...critics.card import loading_code
 from ...critics.engine.engine import seeded
+from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
 from ...critics.generative.critic import GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import answer_log_probs, plan_rows
-from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question
+from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
@@ -71,6 +73,7 @@ class GenACTrainer(CriticTrainer):
     _name = "GenAC"
     args: GenACConfig
     config_class = GenACConfig
+    critic_kind = "generative"
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
@@ -78,6 +81,9 @@ class GenACTrainer(CriticTrainer):
         if critic_processing_class is None and source is not None and not isinstance(source, nn.Module):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
         self._critic_processing_class = critic_processing_class
+        facts = self._source_facts
+        if facts is not None:
+            refuse_other_segmenter(facts, segmenter, source)
         self.question = Question(
             self.critic_processing_class,
             self.processing_class,
@@ -92,8 +98,9 @@ class GenACTrainer(CriticTrainer):
             ),
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
-        self.success_rate = RunningMean()  # what the critic is told
-        self.mean_value = RunningMean()  # what stands in for a value that it does not give
+        # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
+        hint = (facts and facts.hint) or {}
+        self.success_rate, self.mean_value = (RunningMean(*hint.get(n, ())) for n in ("success_rate", "mean_value"))
         self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
         self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
@@ -129,6 +136,18 @@ class GenACTrainer(CriticTrainer):
             write=self._write_with_vllm if self.args.critic_use_vllm else self._write,
             seed=self.args.seed,
         )
+
+    def critic_settings(self) -> dict[str, Any]:
+        return {
+            **self.question.settings(),
+            "hint_momentum": self.args.hint_momentum,
+            "critic_temperature": self.args.critic_temperature,
+            "critic_max_completion_length": self.args.critic_max_completion_length,
+        }
+
+    def critic_facts(self) -> CriticFacts:
+        hint = {"success_rate": list(self.success_rate), "mean_value": list(self.mean_value)}
+        return replace(super().critic_facts(), hint=hint if self.success_rate.weight else None)
 
     @property
     def critic_context(self) -> float:

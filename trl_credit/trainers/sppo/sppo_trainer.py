@@ -1,4 +1,6 @@
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from ...credit.calibration import brier_score, calibration_sums, expected_calibr
 from ...credit.fit import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
+from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.value_report import extremes
@@ -58,6 +61,7 @@ class SPPOTrainer(CriticTrainer):
     }
     args: SPPOConfig
     config_class = SPPOConfig
+    critic_kind = "prompt"
 
     def __init__(self, *args, critic=None, critic_processing_class=None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
@@ -71,6 +75,9 @@ class SPPOTrainer(CriticTrainer):
             source is None or isinstance(source, nn.Module) or self.args.critic_share_base
         ):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+            facts = self._source_facts
+            if facts is not None and not facts.own_tokenizer and facts.tokenizer == fingerprint(self.processing_class):
+                critic_processing_class = None  # it has read what this policy reads
         if critic_processing_class is self.processing_class:
             critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
@@ -94,10 +101,18 @@ class SPPOTrainer(CriticTrainer):
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         initial_value = self.args.critic_initial_value
         assert initial_value is not None  # set by the config
-        if self.args.critic_loss == "bce":
+        if self._source_facts is not None:  # its head is not fresh
+            initial_value = 0.0
+        elif self.args.critic_loss == "bce":
             low, high = self.args.reward_range
             initial_value = math.log((initial_value - low) / (high - initial_value))
         return self.make_value_model(policy, critic, peft_config, initial_value)
+
+    def critic_settings(self) -> dict[str, Any]:
+        return {"critic_loss": self.args.critic_loss, "reward_range": self.args.reward_range}
+
+    def critic_facts(self) -> CriticFacts:
+        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def make_critic_reader(self, runner) -> PromptCritic:
         return PromptCritic(

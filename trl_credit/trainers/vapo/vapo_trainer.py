@@ -59,6 +59,7 @@ class VAPOTrainer(CriticTrainer):
     }
     args: VAPOConfig
     config_class = VAPOConfig
+    critic_kind = "token"
     takes_token_rewards = True
 
     # --- The critic
