@@ -89,7 +89,7 @@ def test_the_head_has_a_rate_of_its_own(model_dir, tmp_path):
     assert (entry["critic/learning_rate"], entry["critic/head_learning_rate"]) == (1e-5, 1e-3)
 
 
-@pytest.mark.parametrize(("rate", "head"), [(1e-5, 1e-2), (2e-2, 2e-2), (0.0, 0.0)])
+@pytest.mark.parametrize(("rate", "head"), [(1e-5, 1e-3), (2e-2, 2e-2), (0.0, 0.0)])
 def test_the_heads_rate_is_by_default_not_below_the_backbones_and_zero_where_that_is(rate, head, tmp_path):
     assert VAPOConfig(str(tmp_path), critic_learning_rate=rate, bf16=False, use_cpu=True).head_learning_rate == head
 
@@ -100,7 +100,7 @@ def test_the_critics_optimizer_is_the_one_that_is_named(model_dir, tmp_path):
     trainer.train()
     assert type(trainer.engine.backend.optimizer).__name__ == "Adafactor"
     assert rates(trainer) == pytest.approx([1e-3, 0.75e-3])  # the middle of 1 and 0.5
-    with pytest.raises(ValueError, match=r"`critic_optim` must be one of \['adamw_torch', .*, got 'adam'"):
+    with pytest.raises(ValueError, match=r"`critic_optim` must be one of \('adamw_torch', .*, got 'adam'"):
         make_trainer(model_dir, tmp_path, critic_optim="adam")
     with pytest.raises(ValueError, match=r"`critic_optim_args='a=1'` has no effect on `critic_optim='adafactor'`"):
         make_trainer(model_dir, tmp_path, critic_optim="adafactor", critic_optim_args="a=1")

@@ -145,6 +145,18 @@ class CriticEngine:
         """Set all of a parameter to a number. Every process must call this."""
         self.backend.fill(self.network.get_parameter(parameter), value)
 
+    @property
+    def num_processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def process_index(self) -> int:
+        return self.accelerator.process_index
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of all processes, of one shape on each, along its first dimension."""
+        return self.accelerator.gather(x)
+
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
