@@ -126,6 +126,6 @@ def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(
 
 def test_a_critic_that_packing_cannot_serve_is_refused_and_trained_naively_when_asked(model_dir, tmp_path):
     critic = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
-    with pytest.raises(ValueError, match="cannot be trained on all answers about a completion in one sequence"):
+    with pytest.raises(ValueError, match="in one sequence"):
         make_trainer(model_dir, tmp_path, critic=critic)
     assert make_trainer(model_dir, tmp_path, critic=critic, critic_packing=False).critic is critic
