@@ -22,6 +22,8 @@ _LAZY = {
     "CriticProbeCallback": "trl_credit.critic_report",
     "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
     "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
+    "VinePPOConfig": "trl_credit.trainers.vineppo.vineppo_config",
+    "VinePPOTrainer": "trl_credit.trainers.vineppo.vineppo_trainer",
     "adjoint_trace": "trl_credit.credit.traces",
     "binary_cross_entropy": "trl_credit.credit.value_loss",
     "brier_score": "trl_credit.credit.calibration",
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
     from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
     from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
+    from .trainers.vineppo.vineppo_config import VinePPOConfig as VinePPOConfig
+    from .trainers.vineppo.vineppo_trainer import VinePPOTrainer as VinePPOTrainer
 
 
 def __getattr__(name: str):

@@ -22,7 +22,7 @@ from ...critics.token import refuse_images
 from ...sampling import chunks_within, sample_answers
 from ...segmenting import DelimiterSegmenter, Segmenter, segment_texts
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import fit_report, value_means
+from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
 
 
@@ -72,6 +72,7 @@ class GenACTrainer(CriticTrainer):
     _name = "GenAC"
     args: GenACConfig
     config_class = GenACConfig
+    rollout_keys = {"readings": "[B]"}
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)

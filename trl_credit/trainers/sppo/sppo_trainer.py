@@ -12,7 +12,7 @@ from ...critics.card import loading_code
 from ...critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from ...critics.token import refuse_images
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes
+from ..value_report import extremes
 from .sppo_config import SPPOConfig
 
 
@@ -61,6 +61,7 @@ class SPPOTrainer(CriticTrainer):
     }
     args: SPPOConfig
     config_class = SPPOConfig
+    rollout_keys = {"values": "(B,)", "critic_prompts": "(B, P)", "critic_targets": "(B,)"}
 
     def __init__(self, *args, critic=None, critic_processing_class=None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)

@@ -8,7 +8,7 @@ from ...credit.value_loss import clip_share, squared_error
 from ...critics.token import read_values, refuse_images
 from ...seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes, fit_report, value_means
+from ..value_report import extremes, fit_report, value_means
 from .vapo_config import VAPOConfig
 
 
@@ -62,6 +62,7 @@ class VAPOTrainer(CriticTrainer):
     args: VAPOConfig
     config_class = VAPOConfig
     takes_token_rewards = True
+    rollout_keys = {"values": "(B, T)", "returns": "(B, T)", "critic_mask": "(B, T)", "positive": "(B, T)"}
 
     # --- The critic
 
