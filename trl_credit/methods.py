@@ -49,6 +49,7 @@ METHODS = {
         Method(
             "grpo-lambda", "GRPOLambda", "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces"
         ),
+        Method("vineppo", "VinePPO", "Train with VinePPO: segment-level credit from continuations, no critic"),
         Method(
             "vapo",
             "VAPO",
