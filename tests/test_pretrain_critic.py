@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from vapo_runs import make_trainer
 
 from trl_credit import VAPOConfig
-from trl_credit.cli.launch import _recipes, _with_recipe
-from trl_credit.scripts.vapo import make_parser
+from trl_credit.cli.launch import with_recipe
+from trl_credit.methods import METHODS
+from trl_credit.scripts.train import make_parser
 
 
 def test_a_pretrained_critic_is_saved_and_serves_a_later_run(model_dir, tmp_path):
@@ -90,8 +91,10 @@ def test_the_completions_table_has_the_values_of_every_token(model_dir, tmp_path
 def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
     base = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--bf16", "false", "--use_cpu"]
     batch = ["--per_device_train_batch_size", "16"]
-    _, args, _, _ = make_parser().parse_args_and_config([*_with_recipe(["--config", name]), *base, *batch])
-    assert isinstance(args, VAPOConfig) and name in _recipes()
+    _, args, _, _ = make_parser("vapo").parse_args_and_config(
+        [*with_recipe(["--config", name], METHODS["vapo"].recipes), *base, *batch]
+    )
+    assert isinstance(args, VAPOConfig)
     expected = {
         "vapo": ("length_adaptive", 1.0, 50, 0.28, 0.1),
         "vc_ppo": (0.95, 1.0, 50, 0.2, 0.0),
