@@ -54,9 +54,10 @@ def sources(*rooms: str) -> dict[str, ast.Module]:
 
 
 def names_used(trees: Iterable[ast.Module]) -> set[str]:
-    """What is read of any object, and the methods that are defined, which may be TRL's."""
+    """What is read of any object, private names in texts, and the methods that are defined, which may be TRL's."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {node.value for node in nodes if isinstance(node, ast.Constant) and str(node.value).startswith("_")}
     return used | {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
 
 

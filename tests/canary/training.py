@@ -1,6 +1,7 @@
 """Checks of how TRL makes a rollout and calls what we wrap."""
 
 import inspect
+from collections import defaultdict
 
 import pytest
 import torch
@@ -80,11 +81,18 @@ def attributes(run):
         "reward_func_names": ["count_letters"],
         "reward_funcs": [count_letters],
         "rollout_func": None,
+        "use_vllm": False,
+        "use_transformers_continuous_batching": False,
+        "max_completion_length": SETTINGS["max_completion_length"],
     }
     for name, value in expected.items():
         found = getattr(run.trainer, name, "missing")
         assert found == value, f"`{name}` of GRPOTrainer should be {value!r} here and is {found!r}"
     assert set(getattr(run.trainer, "_metrics", {})) == {"train", "eval"}, "`_metrics` is not by `train` and `eval`"
+    for name in ("_pending_extra_logs", "_pending_metrics"):
+        assert isinstance(getattr(run.trainer, name, None), defaultdict), f"`{name}` is not what rewards log to"
+    limit = getattr(getattr(run.trainer, "generation_config", None), "max_new_tokens", None)
+    assert limit == SETTINGS["max_completion_length"], f"`generation_config` has {limit} for `max_new_tokens`"
     weights = getattr(run.trainer, "reward_weights", None)
     assert isinstance(weights, torch.Tensor) and weights.shape == (1,), f"`reward_weights` is {weights!r}"
 
