@@ -195,11 +195,13 @@ def test_scripts_of_the_trainer_page_train(model_dir, tmp_path, monkeypatch, ind
     assert isinstance(names["trainer"].model, PeftModel) == (index == 1)
 
 
-def test_trainer_of_the_architecture_page_trains_and_logs(model_dir, tmp_path):
-    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    (code,) = blocks(page, "{ .python .runnable }")
-    names = {"__name__": "own_trainer"}
-    exec(code, names)
+def test_method_of_the_contributing_page_trains_and_logs(model_dir, tmp_path):
+    page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8")
+    names = {"__name__": "own_method"}
+    for code in blocks(page, "{ .python .runnable }"):
+        exec(code, names)
+    with pytest.raises(ValueError, match=r"FadingConfig: `fade` must be .* in \[0, 1\], got 2"):
+        names["FadingConfig"](str(tmp_path), fade=2)
     trainer = names["FadingTrainer"](
         model=model_dir,
         reward_funcs=lambda completions, **kwargs: [float(len(set(text))) for text in completions],
