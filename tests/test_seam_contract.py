@@ -3,7 +3,6 @@
 import pytest
 import torch
 from datasets import Dataset
-from tiny import tiny_model_dir
 from transformers import TrainerCallback
 from vine_runs import PROMPTS, SETTINGS, fixed_rollout, share_of_even
 
@@ -27,11 +26,6 @@ class TokenCredit(CreditTrainer):
         advantages = torch.where(self.trained_tokens(rollout), ids % 7 - 3.0, 0)
         self.__dict__.setdefault("rollouts_seen", []).append((ids, rollout["completion_mask"], advantages))
         return {**rollout, "advantages": advantages}
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def make(model_dir, folder, trainer=TokenCredit, rollout=fixed_rollout, **settings):

@@ -17,11 +17,6 @@ PAGE = (ROOT / "docs/trainers/vineppo.md").read_text(encoding="utf-8")
 BASE = {"bf16": False, "use_cpu": True, "report_to": [], "per_device_train_batch_size": 4, "num_generations": 1}
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
 def table() -> list[tuple[str, str]]:
     """Settings and messages of the table in the docs."""
     return re.findall(r"^\| `(\w+=.*?)` \| (.*) \|$", PAGE.split("## Bad input")[1], flags=re.MULTILINE)

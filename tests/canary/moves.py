@@ -13,6 +13,7 @@ from .run import FORWARD, WRAPPED
 MODULES = (
     "transformers.trainer",
     "trl.trainer.utils",
+    "trl.models.utils",
     "trl.trainer.base_trainer",
     "trl.trainer.grpo_trainer",
     "trl.scripts.utils",
@@ -29,6 +30,7 @@ FUNCTIONS = (
     "get_config_model_id",
     "is_async_callable",
     "maybe_gather_lm_head_ctx",
+    "disable_gradient_checkpointing",
     "resolve_accelerate_config_argument",
     "_subtract_subsequence",
     "launch_training_script",
@@ -54,6 +56,11 @@ ATTRIBUTES = (
     "rollout_func",
     "_metrics",
     "_logs",
+    "_pending_extra_logs",
+    "_pending_metrics",
+    "use_vllm",
+    "use_transformers_continuous_batching",
+    "vllm_generation",
 )
 KEYS = (
     "completion_ids",
@@ -73,6 +80,7 @@ KEYS = (
     "cispo_clip_ratio",
     *TRACED_LOSS_TYPES,
 )
+CONTINUATIONS = ("_generate", "_generate_single_turn")
 LOSS = "    def _compute_loss(self, model, inputs):\n"
 # What moves, and how: texts of TRL's source and what stands there instead, wherever they occur.
 MOVES: list[tuple[str, ...]] = [
@@ -85,6 +93,7 @@ MOVES: list[tuple[str, ...]] = [
         for name in ("_scores", "_loss", "_sums", "_token_scores", "_step_inputs", "_resume_from")
     ),
     *((name, f" {name} = →  {name}_2 =", f"self.{name} → self.{name}_2") for name in ("_name", "_tag_names", "_paper")),
+    *((name, f"def {name}( → def {name}_2(", f"self.{name}( → self.{name}_2(") for name in CONTINUATIONS),
     # Signatures
     ("reward_funcs", "reward_funcs: RewardFunc | list[RewardFunc] | None = None,\n        args: → args:"),
     ("log", "self.log( → self.log_2(", "def log( → def log_2("),
