@@ -83,6 +83,7 @@ KEYS = (
     "cispo_clip_ratio",
     *TRACED_LOSS_TYPES,
 )
+CONTINUATIONS = ("_generate", "_generate_single_turn")
 LOSS = "    def _compute_loss(self, model, inputs):\n"
 # What moves, and how: texts of TRL's source and what stands there instead, wherever they occur.
 MOVES: list[tuple[str, ...]] = [
@@ -96,6 +97,7 @@ MOVES: list[tuple[str, ...]] = [
         for name in ("_scores", "_loss", "_sums", "_token_scores", "_step_inputs", "_resume_from")
     ),
     *((name, f" {name} = →  {name}_2 =", f"self.{name} → self.{name}_2") for name in ("_name", "_tag_names", "_paper")),
+    *((name, f"def {name}( → def {name}_2(", f"self.{name}( → self.{name}_2(") for name in CONTINUATIONS),
     # Signatures
     ("reward_funcs", "reward_funcs: RewardFunc | list[RewardFunc] | None = None,\n        args: → args:"),
     ("log", "self.log( → self.log_2(", "def log( → def log_2("),
