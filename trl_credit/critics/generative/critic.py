@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from ...credit.running_mean import RunningMean
-from ...sampling import chunks_within, sample_continuations
+from ...sampling import chunks_within, sample_continuations, up_to_end
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic import PROMPTS, Critic, Runner, on_device
 from ..engine.engine import seeded
@@ -17,7 +18,7 @@ from ..facts import CriticFacts
 from ..prompt import load_critic_tokenizer
 from ..token import refuse_images
 from .network import make_generative_critic
-from .question import TEMPLATE, Question, check_template, parse_score, refuse_other_segmenter
+from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
 from .reading import Reading, value_of_each_state
 
 
@@ -201,7 +202,7 @@ class GenerativeCritic(Critic):
                         f"from the dataset. It ends: {self.text_of([prompt])[0][-200:]!r}"
                     )
         for (reading, state), answer in zip(places, self.write(prompts), strict=True):
-            reading.answers[state] = answer
+            reading.answers[state] = up_to_end(answer, self.ends)
         for reading in readings:
             reading.scores = [parse_score(text) for text in self.text_of(reading.answers)]
         self.tokens = sum(map(len, prompts)) + sum(len(answer) for r in readings for answer in r.answers)
@@ -210,11 +211,15 @@ class GenerativeCritic(Critic):
 
     # --- Writing
 
-    @property
+    @cached_property
     def ends(self) -> set[int]:
-        """Tokens that end an answer."""
+        """
+        Tokens that end an answer: the ends of sequence of the tokenizer and of the checkpoint's generation config, and
+        what ends a turn in the chat template, which is what a critic has learned to end with.
+        """
         ends = self.network.generation_config.eos_token_id
-        return {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        ends = ends if isinstance(ends, list) else [ends]
+        return {*ends, self.tokenizer.eos_token_id, end_of_turn(self.tokenizer)} - {None}
 
     def generate(self, prompts: list[list[int]]) -> list[list[int]]:
         """Answers by transformers, on one process."""

@@ -175,6 +175,28 @@ def render(template: str, **slots: str) -> str:
     return re.sub(r"\{(" + "|".join(slots) + r")\}", lambda slot: slots[slot[1]], template)
 
 
+def end_of_turn(tokenizer) -> int | None:
+    """
+    The token by which a chat template ends what the assistant says: the first special one after it. A model that has
+    learned its answers in the template stops there, which need not be its tokenizer's end of sequence.
+
+    Args:
+        tokenizer:
+            The critic's.
+
+    Returns:
+        `int` or `None`: Its id; `None` without a template, or if the template has no such token.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    answer = uuid.uuid4().hex
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    return next((token for token in ids if token in special), None)
+
+
 def problem_text(prompt: str | list[dict]) -> str:
     """
     The prompt of a completion as the text of a problem.

@@ -241,6 +241,7 @@ class GenACTrainer(CriticTrainer):
                 max_model_length=self.args.critic_vllm_max_model_length,
                 temperature=self.args.critic_temperature,
                 max_completion_length=self.args.critic_max_completion_length,
+                generation_kwargs={"stop_token_ids": sorted(self.critic_reader.ends)},
             )
         if self._vllm_updates != engine.steps:
             self._vllm.sync_weights()
