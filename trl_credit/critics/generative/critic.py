@@ -19,7 +19,11 @@ from ..prompt import load_critic_tokenizer
 from ..token import refuse_images
 from .network import make_generative_critic
 from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
-from .reading import Reading, value_of_each_state
+from .reading import Reading, value_of_each_state, with_stand_ins
+
+
+# What a critic is told of a policy of which no reward is known yet.
+UNKNOWN_SUCCESS_RATE = 0.5
 
 
 class GenerativeCritic(Critic):
@@ -39,7 +43,8 @@ class GenerativeCritic(Critic):
         actor_description (`str`, *optional*, defaults to `"A language model"`):
             Who writes the solutions, for the template.
         success_rate (`float`, *optional*):
-            What it is told of the policy. Default: the mean reward of a report's completions.
+            What it is told of the policy. Default: the mean reward of a report's completions; a half where there is no
+            reward.
         max_completion_length (`int`, *optional*, defaults to `1024`):
             Longest answer, in tokens.
         name (`str`, *optional*, defaults to `"generative critic"`):
@@ -123,7 +128,8 @@ class GenerativeCritic(Critic):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; a value holds up to the next state asked about."""
-        readings = self.readings(rollout, self.success_rate or 0.0)
+        rate = UNKNOWN_SUCCESS_RATE if self.success_rate is None else self.success_rate
+        readings = self.readings(rollout, rate)
         with seeded(self.seed + self.runner.process_index):
             self.ask([reading for reading in readings if reading is not None])
         ids = rollout["completion_ids"]
@@ -145,7 +151,8 @@ class GenerativeCritic(Critic):
         given = [row[rollout.cuts] for row, rollout in zip(found, rollouts, strict=True)]
         known = np.concatenate(given)
         known = known[~np.isnan(known)]
-        return [np.where(np.isnan(row), known.mean() if len(known) else rate, row) for row in found]
+        otherwise = known.mean() if len(known) else rate
+        return [with_stand_ins(torch.from_numpy(row)[None], otherwise)[0].numpy() for row in found]
 
     def readings(self, rollout: dict, success_rate: float, counted: torch.Tensor | None = None) -> list[Reading | None]:
         """

@@ -14,11 +14,11 @@ from ...critics.card import loading_code
 from ...critics.engine.engine import seeded
 from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
-from ...critics.generative.critic import GenerativeCritic, context_of
+from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import answer_log_probs, plan_rows
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
-from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows
+from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows, with_stand_ins
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...segmenting import DelimiterSegmenter, Segmenter
@@ -101,6 +101,7 @@ class GenACTrainer(CriticTrainer):
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
         hint = (facts and facts.hint) or {}
         self.success_rate, self.mean_value = (RunningMean(*hint.get(n, ())) for n in ("success_rate", "mean_value"))
+        self._evaluated_rate = RunningMean()  # of the evaluation under way
         self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
         self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
@@ -195,7 +196,7 @@ class GenACTrainer(CriticTrainer):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`CriticTrainer.state_values`]; what the critic writes is sampled as in an evaluation."""
-        self.critic_reader.success_rate = self.success_rate.value
+        self.critic_reader.success_rate = self._hint("eval")
         return super().state_values(rollout)
 
     def ask(self, readings: list[Reading], mode: str) -> None:
@@ -256,37 +257,52 @@ class GenACTrainer(CriticTrainer):
         self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
-        if mode == "train":
-            self.success_rate = self.success_rate.updated(self.accelerator.gather(rewards), self._momentum)
-        hint = self.success_rate.value
-
+        hint = self._hint(mode)
         readings = self.critic_reader.readings(self.with_prompts(rollout), hint, counted)
         self.ask([reading for reading in readings if reading is not None], mode)
+        # Only now: a hint with a completion's own reward in it would give away what the critic is asked.
+        everywhere = self.accelerator.gather(rewards)
+        if mode == "train":
+            self.success_rate = self.success_rate.updated(everywhere, self._momentum)
+        else:
+            self._evaluated_rate = self._evaluated_rate.updated(everywhere, self._momentum)
         values, states, heard = as_tensors(readings, rewards.device)
         parsed = values.isfinite()
 
         total, count = self.total(torch.stack([torch.where(parsed, values, 0).sum(), parsed.sum()])).tolist()
         if mode == "train" and count:
             self.mean_value = self.mean_value.updated(torch.tensor([total / count]), self._momentum)
-        stand_in = self.mean_value.value if self.mean_value.weight else hint
-        values = torch.where(parsed, values, stand_in)
+        what_was_read = values
+        values = with_stand_ins(values, self.mean_value.value if self.mean_value.weight else hint)
         outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
         earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
         self._weigh(readings, earned, heard)
 
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
-        self._report(mode, readings, values, outcomes, earned, states, heard, parsed)
+        self._report(mode, hint, readings, values, outcomes, earned, states, heard, parsed)
         if self.args.log_completions or self.logs_credit:
-            rows = table_rows(readings, values, advantages, segments, self.critic_reader.text_of)
+            rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
             self.add_column("segments", rows)
             self.add_credit("segments", rows)
-            self.add_credit("value", values.gather(1, segments.clamp(min=0)))
+            self.add_credit("value", what_was_read.gather(1, segments.clamp(min=0)))
         return {
             **rollout,
             "advantages": advantages,
             "readings": readings,
         }
+
+    def _hint(self, mode: str) -> float:
+        """The mean reward of earlier rollouts; in an evaluation before there are any, of its own earlier batches."""
+        known = self.success_rate
+        if not known.weight and mode == "eval":
+            known = self._evaluated_rate
+        return known.value if known.weight else UNKNOWN_SUCCESS_RATE
+
+    def evaluate(self, *args, **kwargs):
+        """As TRL's. Before a rollout is trained on, the critic is told of the evaluation's own earlier batches."""
+        self._evaluated_rate = RunningMean()
+        return super().evaluate(*args, **kwargs)
 
     def _refuse_other_rewards(self, rewards: torch.Tensor) -> None:
         everywhere = self.accelerator.gather(rewards)  # so that all processes stop
@@ -370,10 +386,10 @@ class GenACTrainer(CriticTrainer):
         """The largest of the processes' numbers."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
-    def _report(self, mode, readings, values, outcomes, earned, states, heard, parsed) -> None:
+    def _report(self, mode, hint, readings, values, outcomes, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval
         fit = fit_report(self, values, outcomes, states, generations or 1)
-        numbers = {"hint": self.success_rate.value, "correlation": correlation(values, outcomes, states, self.total)}
+        numbers = {"hint": hint, "correlation": correlation(values, outcomes, states, self.total)}
         for name, value in {**fit, **numbers}.items():
             self.log_value(mode, f"critic/{name}", value)
         error = (values - outcomes).square()
