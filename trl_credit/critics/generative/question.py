@@ -300,5 +300,31 @@ def critic_query(
     for segment in segments:
         cuts.append(len(shared))
         if len(cuts) < len(segments):
-            shared += tokenizer(segment, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return CriticQuery(shared, cuts, list(tokenizer(tail, add_special_tokens=False)["input_ids"]))
+            shared += tokens_behind_others(tokenizer, segment, split_special_tokens=True)
+    return CriticQuery(shared, cuts, tokens_behind_others(tokenizer, tail))
+
+
+def tokens_behind_others(tokenizer, text: str, **kwargs) -> list[int]:
+    """
+    The tokens of a text that has others before it. Some tokenizers put a space before whatever they are given, which
+    would be between the pieces of a question and is not in the question of the oracle.
+
+    Args:
+        tokenizer:
+            The critic's.
+        text (`str`):
+            The text.
+        kwargs:
+            Of the tokenizer.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"])
+
+    if tokenizer.decode(2 * tokens("x")) != "xx":
+        for before in ("x", "\n", "."):  # one that does not become a token together with the text's beginning
+            ids = tokens(before)
+            both = tokens(before + text)
+            if both[: len(ids)] == ids:
+                return both[len(ids) :]
+    return tokens(text)
