@@ -184,3 +184,13 @@ def table_rows(
                 }
             )
     return rows
+
+
+def as_text(rows: Sequence[dict]) -> str:
+    """The segments of a completion, of [`table_rows`], for people: the completions table shows no lists of `dict`."""
+    return "\n\n".join(
+        f"{row['start']}–{row['end']}: "
+        + (f"value {row['value']:.2f}" if row["read"] else "not read")
+        + f", advantage {row['advantage']:+.2f}\n{row['text']}\n⟨{row['reasoning'].strip()}⟩"
+        for row in rows
+    )

@@ -18,7 +18,15 @@ from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic,
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import answer_log_probs, plan_rows
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
-from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows, with_stand_ins
+from ...critics.generative.reading import (
+    Reading,
+    answer_means,
+    as_tensors,
+    as_text,
+    correlation,
+    table_rows,
+    with_stand_ins,
+)
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...segmenting import DelimiterSegmenter, Segmenter
@@ -283,7 +291,7 @@ class GenACTrainer(CriticTrainer):
         self._report(mode, hint, readings, values, outcomes, earned, states, heard, parsed)
         if self.args.log_completions or self.logs_credit:
             rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
-            self.add_column("segments", rows)
+            self.add_column("segments", [as_text(segments) for segments in rows])
             self.add_credit("segments", rows)
             self.add_credit("value", what_was_read.gather(1, segments.clamp(min=0)))
         return {
