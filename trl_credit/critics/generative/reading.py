@@ -29,6 +29,8 @@ class Reading:
             The value in each answer, `None` where there is none.
         weights (`list[float]`):
             What the log-probability of each answer is multiplied with in the critic's loss.
+        updates (`int`, *optional*, defaults to `0`):
+            Updates that the critic had had when it answered.
     """
 
     query: CriticQuery
@@ -38,6 +40,7 @@ class Reading:
     answers: list[list[int]] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    updates: int = 0
 
     @property
     def starts(self) -> list[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from torch import nn
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -36,6 +37,9 @@ from .genac_config import GenACConfig
 
 
 STATE_FILE = "genac_state.json"
+# In the output directory, while the critic is pretrained; no part of what is pushed to the Hub.
+BEST_CRITIC_FOLDER = "_best_critic"
+logger = get_logger(__name__)
 
 
 class GenACTrainer(CriticTrainer):
@@ -114,6 +118,9 @@ class GenACTrainer(CriticTrainer):
         self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
         self._validation = {"lowest": float("inf"), "since": 0, "next": 0}
+        # The policy's completions of that data, with their rewards and prompts, made once.
+        self._validation_rollouts: list[tuple] = []
+        self._is_validating = False
 
     # --- The critic
 
@@ -183,6 +190,8 @@ class GenACTrainer(CriticTrainer):
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the critic's answers of an optimizer step. Each answer is trained on once."""
         readings = [reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading]
+        ages = [self.engine.steps - reading.updates for reading in readings for answer in reading.answers if answer]
+        self.log_means("train", {f"{prefix}/answer_age": (sum(ages), len(ages))})
         mask_bytes = None if attention_of(self.critic) == "flex_attention" else self.args.critic_mask_memory * 2**30
         batches = plan_rows(
             [reading.query for reading in readings],
@@ -217,6 +226,8 @@ class GenACTrainer(CriticTrainer):
                 critic.ask(readings)
         else:
             critic.ask(readings)
+        for reading in readings:
+            reading.updates = self.engine.steps
         tokens = critic.tokens
         if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
             tokens = sum(
@@ -262,6 +273,22 @@ class GenACTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        if self._is_validating:
+            self._validation_rollouts.append((rollout, rewards, self.rollout_rows))
+        readings, values, advantages, segments = self._judge(rollout, rewards, mode)
+        if self.args.log_completions or self.logs_credit:
+            rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
+            self.add_column("segments", [as_text(segments) for segments in rows])
+            self.add_credit("segments", rows)
+            self.add_credit("value", values.gather(1, segments.clamp(min=0)))
+        return {
+            **rollout,
+            "advantages": advantages,
+            "readings": readings,
+        }
+
+    def _judge(self, rollout: dict, rewards: torch.Tensor, mode: str) -> tuple:
+        """What the critic says, its values `(B, K)` as they were read, and advantage and segment of tokens `(B, T)`."""
         self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
@@ -289,16 +316,7 @@ class GenACTrainer(CriticTrainer):
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
         self._report(mode, hint, readings, values, outcomes, earned, states, heard, parsed)
-        if self.args.log_completions or self.logs_credit:
-            rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
-            self.add_column("segments", [as_text(segments) for segments in rows])
-            self.add_credit("segments", rows)
-            self.add_credit("value", what_was_read.gather(1, segments.clamp(min=0)))
-        return {
-            **rollout,
-            "advantages": advantages,
-            "readings": readings,
-        }
+        return readings, what_was_read, advantages, segments
 
     def _hint(self, mode: str) -> float:
         """The mean reward of earlier rollouts; in an evaluation before there are any, of its own earlier batches."""
@@ -343,22 +361,57 @@ class GenACTrainer(CriticTrainer):
         error = self.validation_error()
         if error < validation["lowest"]:
             validation.update(lowest=error, since=0)
+            self.engine.save(self._best_critic)
+            self.engine.save_state(self._best_critic)
         else:
             validation["since"] += 1
         return validation["since"] >= patience
 
+    @property
+    def _best_critic(self) -> Path:
+        return Path(str(self.args.output_dir)) / BEST_CRITIC_FOLDER
+
+    def finish_pretraining(self) -> None:
+        """Go back to the critic with the lowest error, if the last one is not it."""
+        if not self._validation["since"]:
+            return
+        if self._best_critic.is_dir():
+            self.engine.go_back(self._best_critic)
+        else:
+            logger.warning(
+                "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
+                self._validation["lowest"],
+                self._best_critic,
+            )
+
     def validation_error(self) -> float:
         """
-        Mean squared error of the critic's values on completions of the evaluation data: the same ones each time, as
-        long as the policy does not move and generates with transformers.
+        Mean squared error of the critic's values on completions of the evaluation data. The policy makes them once: it
+        does not move meanwhile.
         """
         if self.eval_dataset is None:
             raise ValueError("`critic_pretraining_patience` needs an `eval_dataset` to tell when the error settles.")
         before = len(self.state.log_history)
         with seeded(self.args.seed + self.accelerator.process_index):
-            self.evaluate()
+            if self._validation_rollouts:
+                self._judge_again()
+            else:
+                self._is_validating = True
+                try:
+                    self.evaluate()
+                finally:
+                    self._is_validating = False
         errors = [entry["eval_critic/mse"] for entry in self.state.log_history[before:] if "eval_critic/mse" in entry]
         return sum(errors) / len(errors) if errors else float("nan")
+
+    def _judge_again(self) -> None:
+        """The evaluation without the policy's part."""
+        self.model.eval()
+        self._evaluated_rate = RunningMean()
+        for rollout, rewards, rows in self._validation_rollouts:
+            self.rollout_rows = rows
+            self._judge(rollout, rewards, "eval")
+        self.log({})
 
     # --- Saving
 
