@@ -107,7 +107,7 @@ def test_none_of_its_answers_was_read(probes, tmp_path):
 def test_unread_states_are_counted_and_left_out_of_the_figures(probes):
     report = judged(probes, half_read)
     assert report.rows["answers/unread"].estimate == 0.5
-    assert "50% of its answers could not be read" in report.verdict.sentences[2]
+    assert "50 % of its answers could not be read" in report.verdict.sentences[2]
     assert "first make its answers readable" in report.verdict.sentences[-1]
     states = sum(len(rollout.cuts) for rollout in probes.rollouts)
     assert report.rows["error/mse"].n == states / 2

@@ -7,6 +7,9 @@ from viewer_page import choose, completion, is_ready, press, texts, words
 
 pytest_plugins = ["viewer_page"]
 
+pytestmark = pytest.mark.slow
+
+
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
     "<img src=x onerror='window.hacked = 1'>",

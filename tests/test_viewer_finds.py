@@ -7,6 +7,7 @@ from viewer_page import choose, completion, press, texts, words
 
 
 pytest_plugins = ["viewer_page"]
+pytestmark = pytest.mark.slow
 
 PLANTED = 73
 HEIGHTS = """return [...document.querySelector('.chart path').getAttribute('d').matchAll(/[ML][^ ]+ ([\\d.]+)/g)]

@@ -73,7 +73,7 @@ def judge(
     best = max(safe, key=lambda lam: dict(gains)[lam].estimate) if safe else None
     sentences = [_of_knowledge(knows, rows), _of_lambdas(gains, safe, harmful, reference)]
     if unread > 0:
-        sentences.append(f"{unread:.0%} of its answers could not be read; those states are in no other figure.")
+        sentences.append(f"{100 * unread:.0f} % of its answers could not be read; those states are in no other figure.")
     sentences.append(_to_do(knows, unread, safe, best, dict(gains), reference))
     return Verdict(knows, safe, harmful, best, sentences)
 
