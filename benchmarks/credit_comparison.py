@@ -227,7 +227,6 @@ def main():
         args.generative,
         policy.tokenizer,
         template=TEMPLATE,
-        actor_description="",
         max_completion_length=48,
         segmenter=segment_lines,
     )

@@ -397,7 +397,7 @@ def _on_tokens(name: str, numbers: list, length: int, has_tokens: bool, where: s
 
 
 def _segments(segments: Any, length: int, where: str) -> list[dict]:
-    if not segments:
+    if not segments or isinstance(segments, str):  # text in the completions table of a trainer
         return []
     kept = []
     for segment in segments if isinstance(segments, list) else [segments]:
