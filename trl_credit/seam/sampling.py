@@ -14,9 +14,10 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..credit.rewards import weighted_reward
+from .loss import LossSeam
 
 
-class SamplingSeam(GRPOTrainer):
+class SamplingSeam(LossSeam):
     """The part of [`CreditTrainer`] that continues completions and scores them."""
 
     # Whether credit needs [`score`]: then a run of which it cannot be had is refused before anything is generated.
