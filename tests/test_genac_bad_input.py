@@ -118,11 +118,13 @@ def test_a_critic_that_never_parses_is_counted_and_learns_nothing_and_the_actor_
     assert_nothing_is_nan(trainer)
 
 
-def test_a_failed_answer_has_the_running_mean_of_the_values_and_is_not_dropped(model_dir, tmp_path):
+def test_a_failed_answer_has_the_value_of_the_state_before_it_or_else_the_running_mean_and_is_not_dropped(
+    model_dir, tmp_path
+):
     critic = fit_critic(tmp_path / "critic", unparsed=0.6)
     trainer = make_trainer(model_dir, tmp_path, critic=critic, max_steps=4)
     trainer.train()
-    mean = weight = failed = 0.0
+    mean = weight = failed = carried = 0.0
     for rollout, rewards in zip(trainer.rollouts_seen, trainer.rewards_seen, strict=True):
         scores = [score for reading in rollout["readings"] for score in reading.scores]
         values = [score for score in scores if score is not None]
@@ -136,8 +138,11 @@ def test_a_failed_answer_has_the_running_mean_of_the_values_and_is_not_dropped(m
                     assert reading.weights[k] == 0 and len(reading.answers[k]) > 0
                     tokens = rollout["advantages"][row, ([0] + reading.ends)[k] : reading.ends[k]]
                     tokens = tokens[tokens != 0]  # not a tool's
-                    torch.testing.assert_close(tokens, (rewards[row] - mean / weight).expand(len(tokens)))
-    assert failed > 3
+                    before = [score for score in reading.scores[:k] if score is not None]
+                    carried += len(before) > 0
+                    baseline = before[-1] if before else mean / weight
+                    torch.testing.assert_close(tokens, (rewards[row] - baseline).expand(len(tokens)))
+    assert failed > 3 and carried > 1
     assert_nothing_is_nan(trainer)
 
 
