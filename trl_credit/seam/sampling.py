@@ -138,7 +138,8 @@ class SamplingSeam(LossSeam):
             if rollout.get(name) is not None:
                 return rollout[name]
         parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
+        with disable_gradient_checkpointing(self.model, checkpointing):
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
