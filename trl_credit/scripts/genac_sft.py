@@ -3,11 +3,12 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trl import SFTConfig, SFTTrainer
 
 from trl_credit.critics.facts import FACTS_FILE
+from trl_credit.critics.generative.question import end_of_turn
 from trl_credit.options import Options
 from trl_credit.seam.scripts import run_sft_script
 
@@ -62,13 +63,19 @@ class CriticSFTTrainer(SFTTrainer):
                 f"got {columns}."
             )
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        tokenizer: Any = self.processing_class
+        if tokenizer.chat_template is not None and end_of_turn(tokenizer) is None:
+            raise ValueError(
+                f"The chat template of the critic's {type(tokenizer).__name__} ends an assistant's turn with no "
+                "special token: the critic would never learn to stop. Give it one that does."
+            )
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As TRL's; `critic.json` goes along."""
         super().save_model(output_dir, _internal_call)
         facts = Path(self.traces or "", FACTS_FILE)
         if self.traces and facts.is_file() and self.args.should_save:
-            shutil.copy(facts, output_dir or self.args.output_dir)
+            shutil.copy(facts, str(output_dir or self.args.output_dir))
 
 
 def make_parser(prog: str | None = None):

@@ -4,19 +4,9 @@ from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
 from ...options import at_least, one_of, unless
-from ...seam import CreditConfig
+from ...seam.config import NO_GROUP, CreditConfig
 
 
-# TRL's loss types that are a function of a ratio and an advantage per token.
-TOKEN_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo")
-# What `restricted` is where tokens have advantages of their own.
-PER_TOKEN: dict[str, tuple[tuple, str]] = {
-    "loss_type": (TOKEN_LOSS_TYPES, "is no loss with a ratio and an advantage per token"),
-    "importance_sampling_level": (
-        ("token",),
-        "gives a completion one ratio, but its tokens have advantages of their own",
-    ),
-}
 # By default, see docs/results/critic_rates.md.
 HEAD_LEARNING_RATE = 1e-3
 
@@ -90,10 +80,7 @@ class CriticConfig(CreditConfig):
         "critic_lr_scheduler_kwargs",
     ]
 
-    restricted = {
-        name: (only, "has no effect: advantages come from the critic, not from a group of completions")
-        for name, only in (("scale_rewards", ("none",)), ("multi_objective_aggregation", ("sum_then_normalize",)))
-    }
+    restricted = NO_GROUP
 
     critic_model_name_or_path: str | None = None
     critic_model_init_kwargs: dict | str | None = field(default=None, metadata=unless(critic_share_base=True))
