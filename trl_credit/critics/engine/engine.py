@@ -274,15 +274,14 @@ class CriticEngine:
         self.steps = extra["steps"]
         return extra["counters"]
 
-    def go_back(self, folder: str | Path) -> None:
+    def go_back(self, folder: str | Path, network_folder: str | Path) -> None:
         """
-        Take the network and its optimizer as [`save`] and [`save_state`] left them in one folder. Updates are counted
-        on, and the schedule goes on.
+        Take the network and its optimizer as [`save`] and [`save_state`] left them. Updates are counted on, and the
+        schedule goes on. Arguments are those of [`load_state`].
         """
-        steps, schedule = self.steps, self.schedule.state_dict()
-        self.load_state(folder, folder)
-        self.steps = steps
-        self.schedule.load_state_dict(schedule)
+        steps = self.steps
+        self.load_state(folder, network_folder)
+        self.steps, self._saved_schedule = steps, None
         for group, rate in zip(self.backend.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
 

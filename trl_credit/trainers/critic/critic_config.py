@@ -64,6 +64,9 @@ class CriticConfig(CreditConfig):
         critic_pretraining_explained_variance_threshold (`float`, *optional*):
             End the pretraining early once the explained variance over one rollout is at least this. With both
             thresholds, both must hold.
+        positive_reward_funcs (`list[str]`, *optional*):
+            Names of the reward functions that decide which completions are right, or positive: each of them must say so
+            of a completion that it scores. Default: all with a positive weight.
         critic_hub_model_id (`str`, *optional*):
             Repository of its own that the critic is pushed to. Default: the folder `critic` of the policy's.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
@@ -103,6 +106,7 @@ class CriticConfig(CreditConfig):
     critic_pretraining_explained_variance_threshold: float | None = field(
         default=None, metadata=unless(critic_pretraining_steps=0)
     )
+    positive_reward_funcs: list[str] | None = None
     critic_hub_model_id: str | None = None
     scale_rewards: str = "none"
 

@@ -16,16 +16,13 @@ from ...critics.facts import CriticFacts, fingerprint
 from ...critics.fresh_head import answers_everywhere, trained_head
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
-from ...seam import CreditTrainer
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
+from .pretraining import CRITIC_FOLDER, CriticPretraining
+from .symptoms import Symptoms
 
 
-# Where in a saved policy the critic lies.
-CRITIC_FOLDER = "critic"
-
-
-class CriticTrainer(CreditTrainer):
+class CriticTrainer(CriticPretraining):
     """
     A trainer with a critic beside the policy: it makes, pretrains, updates, saves and resumes it. Subclasses say what
     network it is, what its loss is, and, in [`CreditTrainer.assign_credit`], what its values are for.
@@ -37,8 +34,6 @@ class CriticTrainer(CreditTrainer):
     config_class = CriticConfig
     critic_kind: str  # see [`~trl_credit.critics.facts.CriticFacts`]
     folders_of_networks = (CRITIC_FOLDER,)
-    # Of the latest rollout; NaN when its returns do not vary.
-    explained_variance: float = float("nan")
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
@@ -62,13 +57,14 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         self._optimizer = _optimizer_of(self.args)
+        self._deciding = self._deciding_functions()
         # Whether the critic has a head that has still to be told where to start.
         self._head_waits = False
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
+        self.add_callback(Symptoms(self))
         self._critic_reader: Critic | None = None
-        self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
 
     # --- What a subclass says
 
@@ -250,7 +246,40 @@ class CriticTrainer(CreditTrainer):
         for _ in range(self.args.critic_updates_per_step):
             self.update_critic(micro_batches)
 
-    # --- Pretraining
+    # --- What is right
+
+    def _deciding_functions(self) -> list[int]:
+        """Which reward functions say whether a completion is right."""
+        names, asked = list(self.reward_func_names), self.args.positive_reward_funcs
+        if asked is not None:
+            unknown = [name for name in asked if name not in names]
+            if unknown or not asked:
+                raise ValueError(f"`positive_reward_funcs={asked!r}` must be some of the reward functions, {names}.")
+            return [names.index(name) for name in asked]
+        return [i for i, weight in enumerate(self.reward_weights.tolist()) if weight > 0]
+
+    def is_right(self, rewards: torch.Tensor, threshold: float) -> torch.Tensor:
+        """
+        Which completions of the latest rollout are right: each deciding reward function would put the reward above the
+        threshold if all others agreed with it.
+
+        Args:
+            rewards (`torch.Tensor`):
+                Weighted sums, shape `(B,)`, NaN for none.
+            threshold (`float`):
+                On their scale.
+
+        Returns:
+            `torch.Tensor`: Shape `(B,)`, boolean; False where no deciding function gave a score.
+        """
+        if len(self.reward_func_names) == 1 or not self._deciding:
+            return torch.nan_to_num(rewards, nan=-torch.inf) > threshold
+        scores = self.reward_scores[:, self._deciding]
+        total_weight = self.reward_weights.clamp(min=0).sum().to(scores.device)
+        above = (scores * total_weight > threshold) | scores.isnan()
+        return above.all(1) & ~scores.isnan().all(1)
+
+    # --- The run
 
     def begin_training(self, checkpoint: str | None) -> None:
         pretraining_steps = self.args.critic_pretraining_steps
@@ -262,65 +291,6 @@ class CriticTrainer(CreditTrainer):
         self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
         if not self._pretraining["pretraining_done"]:
             self._pretrain(checkpoint)
-
-    def pretrain_critic(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, int]:
-        """
-        Fit the critic to rollouts of the policy, which does not move, for `critic_pretraining_steps` updates, and save
-        it in the folder `critic` of `output_dir`. Give that folder to a later run as its `critic`, with
-        `critic_pretraining_steps=0`.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                Go on from a checkpoint of an interrupted pretraining, as in [`~transformers.Trainer.train`].
-
-        Returns:
-            `dict`: The number of `pretraining_steps` and `pretraining_rollouts` made.
-        """
-        if self.args.critic_pretraining_steps == 0:
-            raise ValueError(
-                "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want."
-            )
-        self.run_without_training(resume_from_checkpoint)
-        self.save_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER)
-        return dict(self._pretraining)
-
-    def _pretrain(self, checkpoint: str | None) -> None:
-        progress = self._pretraining
-        steps = self.args.critic_pretraining_steps
-        rollouts = self.rollouts(skip=progress["pretraining_rollouts"], checkpoint=checkpoint)
-        next_save = progress["pretraining_steps"] + self.args.save_steps
-        while progress["pretraining_steps"] < steps:
-            losses = []
-            for step in next(rollouts)[: steps - progress["pretraining_steps"]]:
-                result = self.update_critic(step, "critic_pretraining")
-                progress["pretraining_steps"] += 1
-                losses.append(result["loss"] if result else float("nan"))
-                if progress["pretraining_steps"] % max(int(self.args.logging_steps), 1) == 0:
-                    self.log({"critic_pretraining/step": progress["pretraining_steps"]})
-            progress["pretraining_rollouts"] += 1
-            if self._pretraining_is_enough(losses):
-                break
-            if self.args.save_strategy == "steps" and next_save <= progress["pretraining_steps"] < steps:
-                next_save += self.args.save_steps
-                self.save_checkpoint()
-        self.finish_pretraining()
-        progress["pretraining_done"] = 1
-        # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on
-        # are the same.
-        if steps and self.args.save_strategy != "no":
-            self.save_checkpoint()
-
-    def finish_pretraining(self) -> None:
-        """Called after the last update of the pretraining, before the critic is saved."""
-
-    def _pretraining_is_enough(self, losses: list[float]) -> bool:
-        loss, variance = (
-            self.args.critic_pretraining_loss_threshold,
-            self.args.critic_pretraining_explained_variance_threshold,
-        )
-        if loss is None and variance is None:
-            return False
-        return (loss is None or max(losses) <= loss) and (variance is None or self.explained_variance >= variance)
 
     # --- Saving
 
@@ -334,6 +304,9 @@ class CriticTrainer(CreditTrainer):
 
     def save_networks(self, folder: Path) -> None:
         self.save_critic(folder / CRITIC_FOLDER)
+
+    def load_networks(self, folder: Path) -> None:
+        self.engine.go_back(folder, folder / CRITIC_FOLDER)
 
     def save_training_state(self, folder: Path) -> None:
         self.engine.save_state(folder, **self._pretraining, head_waits=int(self._head_waits))

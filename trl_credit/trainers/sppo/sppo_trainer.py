@@ -220,7 +220,7 @@ class SPPOTrainer(CriticTrainer):
         least, most = extremes(self, values, counted)
         self.log_value(mode, "critic/value_min", least)
         self.log_value(mode, "critic/value_max", most)
-        right = counted & (rewards > (low + high) / 2)
+        right = counted & self.is_right(rewards, (low + high) / 2)
         wrong = counted & ~right
         self.log_means(
             mode,

@@ -108,7 +108,7 @@ class VAPOTrainer(CriticTrainer):
         lam = self._policy_lambda(mask)
         advantages, _ = gae(earned, values, mask, gamma, lam, bootstrap)
         _, returns = gae(earned, values, mask, gamma, self.args.critic_lambda, bootstrap)
-        right = torch.nan_to_num(rewards, nan=-torch.inf) > self.args.positive_reward_threshold
+        right = self.is_right(rewards, self.args.positive_reward_threshold)
         self._report(mode, values, monte_carlo_returns(earned, mask, gamma), mask, cut_off, right, lam)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
