@@ -58,6 +58,11 @@ def make_shared_base_critic(
     policy_config = policy.peft_config[policy.active_adapter]
     _refuse_changed_base(policy_config, "The policy's adapters")
     if source is not None:
+        if initial_value:
+            raise ValueError(
+                f"The critic {str(source)!r} has a head that has learned already, which cannot start at "
+                f"`critic_initial_value` (an output of {initial_value:g}). Leave that option out."
+            )
         _refuse_other_base(source, policy.get_base_model())
         return add_saved_adapters(_borrow(policy), source, peft_config)
     network = _borrow(policy)
