@@ -12,8 +12,9 @@ from typing import Any
 from accelerate import init_empty_weights
 from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
+from .backbone import new_token_classifier
 from .token import add_saved_adapters, finish_token_critic, head_of
 
 
@@ -82,7 +83,7 @@ def _borrow(policy: Any) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     config.num_labels = 1
     with init_empty_weights(include_buffers=False):
-        network = AutoModelForTokenClassification.from_config(config, dtype=base.dtype)
+        network = new_token_classifier(config, base.dtype)
     head = head_of(network)
     head.to_empty(device=base.device)
     own = {id(p) for p in head.parameters()}

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
 
@@ -198,6 +199,16 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     return logits[:, inputs["prompt_ids"].shape[1] - 1 :, 0].float()
 
 
+def refuse_image_columns(dataset: Any) -> None:
+    """Raise if a dataset has images, which a text critic would not see."""
+    found = {"image", "images"} & set(getattr(dataset, "column_names", None) or ())
+    if found:
+        raise ValueError(
+            f"The dataset has the columns {sorted(found)}, which the critic cannot take: it reads text only. Train "
+            "vision-language models with `GRPOTrainer` or `GRPOLambdaTrainer`, or take the columns out."
+        )
+
+
 def refuse_images(inputs: dict) -> None:
     """Raise if a rollout has inputs that a text critic would not see."""
     found = [name for name in _IMAGE_INPUTS if name in inputs]
@@ -244,9 +255,9 @@ def _takes_position_ids(network: nn.Module) -> bool:
 
 
 def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
-    network, info = AutoModelForTokenClassification.from_pretrained(
-        source, num_labels=1, output_loading_info=True, **kwargs
-    )
+    shared = {name: x for name, x in kwargs.items() if name in ("revision", "trust_remote_code", "token", "cache_dir")}
+    kind = token_classifier(AutoConfig.from_pretrained(source, **shared))
+    network, info = kind.from_pretrained(source, num_labels=1, output_loading_info=True, **kwargs)
     missing = set(info["missing_keys"])
     fresh = any(f"{name}.weight" in missing for name in _HEADS)
     backbone = [key for key in missing if not key.startswith(_HEADS)]
@@ -318,7 +329,7 @@ def _from_model(source: PreTrainedModel, dtype: Any = None) -> tuple[PreTrainedM
         )
     config = copy.deepcopy(source.config)
     config.num_labels = 1
-    network = AutoModelForTokenClassification.from_config(config, dtype=dtype or source.dtype)
+    network = new_token_classifier(config, dtype or source.dtype)
     missing, _ = network.load_state_dict(source.state_dict(), strict=False)
     backbone = [key for key in missing if not key.startswith(_HEADS)]
     if backbone:

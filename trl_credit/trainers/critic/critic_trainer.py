@@ -12,7 +12,7 @@ from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic, refuse_other_vocabulary
+from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
 from ...seam import CreditTrainer
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
@@ -40,6 +40,8 @@ class CriticTrainer(CreditTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            refuse_image_columns(dataset)
         if critic is not None and self.args.critic_model_name_or_path is not None:
             raise ValueError(
                 f"The critic is given twice: `critic` and `critic_model_name_or_path="
