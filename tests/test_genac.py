@@ -5,14 +5,9 @@ import torch
 from datasets import Dataset
 from genac_oracle import Oracle, Sample
 from genac_runs import fit_critic, make_trainer, share_of_even
-from tiny import tiny_model, tiny_model_dir
+from tiny import tiny_model
 
 from trl_credit import GenACTrainer
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +165,6 @@ def test_the_age_of_answers_is_counted_in_updates(model_dir, critic_dir, tmp_pat
 
 def test_a_critic_that_packing_cannot_serve_is_refused_and_trained_naively_when_asked(model_dir, tmp_path):
     critic = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
-    with pytest.raises(ValueError, match="cannot be trained on all answers about a completion in one sequence"):
+    with pytest.raises(ValueError, match="in one sequence"):
         make_trainer(model_dir, tmp_path, critic=critic)
     assert make_trainer(model_dir, tmp_path, critic=critic, critic_packing=False).critic is critic

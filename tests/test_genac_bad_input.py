@@ -1,4 +1,4 @@
-"""What GenAC refuses, by the table of its page in the docs, and what it bears: row 23 of the list of failures."""
+"""What GenAC refuses, by the table of its page in the docs, and what it bears."""
 
 import re
 from pathlib import Path
@@ -171,7 +171,7 @@ def test_states_that_leave_the_critic_no_room_are_counted_and_have_the_running_m
 def test_a_problem_that_fills_the_critics_context_is_refused_by_name(model_dir, tmp_path):
     critic = fit_critic(tmp_path / "critic", context=50)
     trainer = make_trainer(model_dir, tmp_path, critic=critic)
-    with pytest.raises(ValueError, match="A problem takes .* tokens to put to the critic, whose context of 50 leaves"):
+    with pytest.raises(ValueError, match="context of 50"):
         trainer.train()
 
 
@@ -181,7 +181,7 @@ def test_a_reward_that_no_value_can_be_is_refused(reward, model_dir, critic_dir,
         return [0.5] * (len(completions) - 1) + [reward]
 
     trainer = make_trainer(model_dir, tmp_path, rewards, critic=critic_dir)
-    with pytest.raises(ValueError, match=rf"The reward {reward} of completion 3 at step 0 lies outside \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"{reward} of completion 3 .*\[0, 1\]"):
         trainer.train()
 
 
@@ -201,7 +201,7 @@ def test_a_critic_that_cannot_write_is_refused(model_dir, tmp_path):
     with pytest.raises(ValueError, match="The critic is given twice"):
         make_trainer(model_dir, tmp_path, critic=str(model_dir), critic_model_name_or_path=str(model_dir))
     values = AutoModelForTokenClassification.from_pretrained(model_dir, num_labels=1)
-    with pytest.raises(ValueError, match="A generative critic writes text, which a Qwen2ForTokenClassification cannot"):
+    with pytest.raises(ValueError, match="Qwen2ForTokenClassification"):
         make_trainer(model_dir, tmp_path, critic=values)
     tiny_model().save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="comes without a tokenizer"):
@@ -211,13 +211,13 @@ def test_a_critic_that_cannot_write_is_refused(model_dir, tmp_path):
 def test_patience_without_evaluation_data_is_refused(model_dir, critic_dir, tmp_path):
     settings = {"critic_pretraining_steps": 2, "critic_pretraining_patience": 1}
     trainer = make_trainer(model_dir, tmp_path, critic=critic_dir, **settings)
-    with pytest.raises(ValueError, match="`critic_pretraining_patience` needs an `eval_dataset`"):
+    with pytest.raises(ValueError, match="`critic_pretraining_patience`.*`eval_dataset`"):
         trainer.train()
 
 
 def test_a_segmenter_that_loses_tokens_is_refused(model_dir, critic_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path, critic=critic_dir, segmenter=lambda ids, tokenizer, trained: [1])
-    with pytest.raises(ValueError, match="A segmenter must return strictly increasing ends of which the last is"):
+    with pytest.raises(ValueError, match="segmenter.*strictly increasing"):
         trainer.train()
 
 

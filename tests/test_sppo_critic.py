@@ -15,18 +15,13 @@ from sppo_runs import (
     rollout_of,
     share_of_even,
 )
-from tiny import tiny_model, tiny_model_dir
+from tiny import tiny_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vapo_runs import PROMPTS
 
 from trl_credit import SPPOTrainer
 from trl_credit.critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from trl_credit.critics.token import head_of, make_token_critic
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +173,7 @@ def test_one_tokenizer_for_both_is_the_policys(model_dir, tmp_path):
 @pytest.mark.parametrize("arch", ["qwen2", "llama"])
 def test_a_checkpoint_without_a_tokenizer_is_refused(arch, tmp_path):
     tiny_model(arch).save_pretrained(tmp_path)  # for a Qwen2 transformers makes up a tokenizer without words
-    with pytest.raises(ValueError, match="comes without a tokenizer. Pass `critic_processing_class`"):
+    with pytest.raises(ValueError, match="`critic_processing_class`"):
         load_critic_tokenizer(tmp_path)
 
 

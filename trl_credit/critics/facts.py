@@ -37,7 +37,7 @@ class CriticFacts:
         context (`int`, *optional*):
             Most tokens that it reads. Default: its network does not say.
         tokenizer (`dict`, *optional*):
-            Of [`fingerprint`]: the tokenizer that it reads with.
+            Class, size and hash of the tokenizer that it reads with.
         own_tokenizer (`bool`, *optional*, defaults to `False`):
             Whether that is another one than the policy's. If not, a critic of prompts reads what the policy has read.
         template_kwargs (`dict`, *optional*):

@@ -1,7 +1,7 @@
 """What `trl-credit genac-sft` runs in each process: the script of `trl sft`, which learns whole traces and no more."""
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,32 +9,41 @@ from trl import SFTConfig, SFTTrainer
 
 from trl_credit.critics.facts import FACTS_FILE
 from trl_credit.critics.generative.question import end_of_turn
+from trl_credit.options import Options
 from trl_credit.seam.scripts import run_sft_script
 
 
+_WHOLE = "has no use: the loss is that of whole traces, whose score comes last"
+
+
 @dataclass
-class GenACSFTConfig(SFTConfig):
+class GenACSFTConfig(Options, SFTConfig):
     """
     [`~trl.SFTConfig`] for the traces of an oracle: the loss is that of the critic's tokens, and none of them is cut.
 
     A trace that is cut has lost its score, and a prompt that fills the sequence leaves nothing to learn, so
     `max_length` is `None` and `packing`, which needs it, is refused. To leave out long traces, do so in the dataset:
-    `trl-credit genac-traces --max_trace_length`.
+    `trl-credit genac-traces --critic_max_completion_length`.
+
+    Args:
+        max_length (`int`, *optional*):
+            Not used: a trace that is cut has lost its score.
+        completion_only_loss (`bool`, *optional*, defaults to `True`):
+            Always true: the critic learns the traces, not the problems.
     """
 
-    max_length: int | None = field(default=None, metadata={"help": "Not used: a trace that is cut has lost its score."})
-    completion_only_loss: bool | None = field(
-        default=True, metadata={"help": "Always true: the critic learns the traces, not the problems."}
-    )
+    restricted = {
+        "max_length": ((None,), _WHOLE),
+        "packing": ((False,), _WHOLE),
+        "completion_only_loss": ((True,), _WHOLE),
+    }
+
+    max_length: int | None = None
+    completion_only_loss: bool | None = True
 
     def __post_init__(self):
         super().__post_init__()
-        for option, wanted in {"max_length": None, "packing": False, "completion_only_loss": True}.items():
-            if getattr(self, option) != wanted:
-                raise ValueError(
-                    f"{type(self).__name__}: `{option}` must be {wanted}, got {getattr(self, option)!r}: the loss is "
-                    "that of whole traces, whose score comes last."
-                )
+        self.check_restricted()
 
 
 class CriticSFTTrainer(SFTTrainer):

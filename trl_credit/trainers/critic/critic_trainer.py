@@ -185,7 +185,7 @@ class CriticTrainer(CreditTrainer):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """
-        The critic's values of all states of a rollout, those that [`assign_credit`] makes credit of. Nothing of the run
+        The critic's values of all states of a rollout, those that `assign_credit` makes credit of. Nothing of the run
         is changed.
 
         Args:

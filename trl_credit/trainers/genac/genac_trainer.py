@@ -32,7 +32,7 @@ from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import fit_report, value_means
+from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
 
 
@@ -86,6 +86,7 @@ class GenACTrainer(CriticTrainer):
     args: GenACConfig
     config_class = GenACConfig
     critic_kind = "generative"
+    rollout_keys = {"readings": "[B]"}
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)

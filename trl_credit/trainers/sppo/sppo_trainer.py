@@ -12,7 +12,7 @@ from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes
+from ..value_report import extremes
 from .sppo_config import SPPOConfig
 
 
@@ -62,6 +62,7 @@ class SPPOTrainer(CriticTrainer):
     args: SPPOConfig
     config_class = SPPOConfig
     critic_kind = "prompt"
+    rollout_keys = {"values": "(B,)", "critic_prompts": "(B, P)", "critic_targets": "(B,)"}
 
     def __init__(self, *args, critic=None, critic_processing_class=None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)

@@ -6,7 +6,7 @@ from ...credit.value_loss import clip_share, squared_error
 from ...critics.token import TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes, fit_report, value_means, values_in_short
+from ..value_report import extremes, fit_report, value_means, values_in_short
 from .vapo_config import VAPOConfig
 
 
@@ -61,6 +61,7 @@ class VAPOTrainer(CriticTrainer):
     config_class = VAPOConfig
     critic_kind = "token"
     takes_token_rewards = True
+    rollout_keys = {"values": "(B, T)", "returns": "(B, T)", "critic_mask": "(B, T)", "positive": "(B, T)"}
 
     # --- The critic
 
