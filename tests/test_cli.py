@@ -227,6 +227,7 @@ def check_run(folder: Path) -> list[dict]:
     return [entry for entry in log if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_config_file_that_flags_override(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "single_gpu"]
     run([*command, "--mixed_precision", "no", "--trace_lambda", "1.0"], cwd=folder)
@@ -237,12 +238,14 @@ def test_it_trains_from_a_config_file_that_flags_override(folder):
     assert "| `min_advantage` | `None` |" in (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_script_trains_without_our_launcher(folder):
     flags = ["--config", "config.yaml", "--max_steps", 2]
     run([sys.executable, "-m", "trl_credit.scripts.train", "grpo-lambda", *flags], cwd=folder)
     assert len(check_run(folder)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_it_trains_on_two_processes(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "multi_gpu"]
@@ -252,6 +255,7 @@ def test_it_trains_on_two_processes(folder):
     assert (folder / "out" / "checkpoint-2" / "rng_state_1.pth").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_so(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--reward_funcs", "accuracy"]
     output = run(command, cwd=folder, status=1)

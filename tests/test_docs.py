@@ -131,11 +131,6 @@ def test_options_of_the_quickstart_are_on_its_page_with_their_defaults():
 # --- Metrics
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
-
-
 def logged_metrics(model_dir, output_dir, **settings) -> set[str]:
     def letters(completions, **kwargs):
         return [len(set(completion)) / 10 for completion in completions]

@@ -6,7 +6,7 @@ import pytest
 from chat_server import serving
 from datasets import Dataset, load_dataset
 from genac_runs import GENAC, TEMPLATE, share_of_even
-from tiny import tiny_model_dir, tiny_tokenizer
+from tiny import tiny_tokenizer
 from vapo_runs import PROMPTS, SETTINGS, fixed_rollout
 
 from trl_credit.journal import Journal, read_rows
@@ -18,11 +18,6 @@ from trl_credit.trainers.genac.traces.oracle import State, Unavailable
 
 
 TRACES = {"max_steps": -1, "critic_max_completion_length": 80}  # one pass over the prompts
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def collector(model_dir, folder, rollout=fixed_rollout, reward=share_of_even, prompts=PROMPTS, **settings):

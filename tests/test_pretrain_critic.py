@@ -9,18 +9,12 @@ import pytest
 import torch
 from launch import BIN, run
 from safetensors.torch import load_file
-from tiny import tiny_model_dir
 from vapo_runs import make_trainer
 
 from trl_credit import VAPOConfig
 from trl_credit.cli.launch import with_recipe
 from trl_credit.methods import METHODS
 from trl_credit.scripts.train import make_parser
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def test_a_pretrained_critic_is_saved_and_serves_a_later_run(model_dir, tmp_path):
@@ -110,6 +104,7 @@ def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
     assert (*settings, args.positive_lm_coef) == expected[name]
 
 
+@pytest.mark.slow
 def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_path):
     problems = [{"prompt": prompt, "solution": "7"} for prompt in ("a", "bc", "d e", "fgh")]
     (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))

@@ -17,11 +17,6 @@ from trl_credit.critics.prompt import tokenize_prompts
 BASE = {"bf16": False, "use_cpu": True, "report_to": [], "per_device_train_batch_size": 4}
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
 def table() -> list[tuple[str, str]]:
     """Settings and messages of the table in the docs."""
     section = (Path(__file__).parents[1] / "docs/trainers/sppo.md").read_text(encoding="utf-8").split("## Bad input")[1]

@@ -15,18 +15,13 @@ from sppo_runs import (
     rollout_of,
     share_of_even,
 )
-from tiny import tiny_model, tiny_model_dir
+from tiny import tiny_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vapo_runs import PROMPTS
 
 from trl_credit import SPPOTrainer
 from trl_credit.critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from trl_credit.critics.token import head_of, make_token_critic
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

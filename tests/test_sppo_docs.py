@@ -10,7 +10,6 @@ from launch import BIN, run
 from safetensors.torch import load_file
 from sppo_runs import CONVERSATIONS, critic_dir, make_trainer
 from test_docs import blocks, rows, section
-from tiny import tiny_model_dir
 from transformers import AutoTokenizer
 
 from trl_credit import SPPOTrainer
@@ -22,11 +21,6 @@ from trl_credit.scripts.train import make_parser
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/trainers/sppo.md").read_text(encoding="utf-8")
 BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--bf16", "false", "--use_cpu"]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +121,7 @@ def test_the_command_of_the_page_parses():
     assert args.per_device_train_batch_size * args.steps_per_generation == 256
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_a_critic_of_another_family(model_dir, critic, tmp_path):
     problems = [{"prompt": prompt, "solution": "7"} for prompt in CONVERSATIONS]
     (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))
@@ -144,7 +139,7 @@ def test_the_command_trains_with_a_critic_of_another_family(model_dir, critic, t
     steps = [entry for entry in log if "loss" in entry]
     assert len(steps) == 2 and all(0 < entry["critic/brier"] < 1 and entry["critic/loss"] > 0 for entry in steps)
     for folder, start in ((out, model_dir), (out / "critic", critic)):
-        before, after = (load_file(path / "model.safetensors") for path in (start, folder))
+        before, after = (load_file(f"{path}/model.safetensors") for path in (start, folder))
         assert before.keys() == after.keys() and any(not after[name].equal(before[name]) for name in before)
     assert len(AutoTokenizer.from_pretrained(out / "critic")) == len(AutoTokenizer.from_pretrained(critic))
     card = (out / "README.md").read_text(encoding="utf-8")

@@ -7,15 +7,9 @@ import torch
 from datasets import Dataset
 from launch import BIN, TESTS, run
 from probe_worker import TRAINERS, measured, probes_of, train
-from tiny import tiny_model_dir
 
 from trl_credit import CriticProbeCallback, GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.critic_report import PromptCritic, TokenCritic, evaluate_critic
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ def gae(
     r"""
     Generalised advantage estimation (Schulman et al., 2016) over the trained tokens of each row.
 
-    \\( R_t = r_t + \gamma \left[ (1 - \lambda_t) V_{t+1} + \lambda_t R_{t+1} \right] \\) and \\( A_t = R_t - V_t \\), which
-    for one λ is \\( A_t = \sum_k (\gamma\lambda)^k \delta_{t+k} \\) with
+    \\( R_t = r_t + \gamma \left[ (1 - \lambda_t) V_{t+1} + \lambda_t R_{t+1} \right] \\) and \\( A_t = R_t - V_t \\),
+    which for one λ is \\( A_t = \sum_k (\gamma\lambda)^k \delta_{t+k} \\) with
     \\( \delta_t = r_t + \gamma V_{t+1} - V_t \\). After the last trained token both V and R are `bootstrap`.
 
     Only tokens with `mask = 1` are time steps: padding and tool output are neither states nor time, and no value at or

@@ -126,7 +126,7 @@ class TraceCollector(GenACTrainer):
 
     # --- Sampling
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         self._refuse_other_rewards(rewards)
         chosen = self.trained_tokens(rollout)
         self._solutions = []
