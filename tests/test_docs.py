@@ -68,15 +68,20 @@ def test_the_paper_index_has_every_method():
     table = rows((ROOT / "docs/paper_index.md").read_text(encoding="utf-8"))
     for method in METHODS.values():
         trainer = method.load()[1]
-        (row,) = [row for row in table if f"]({'trainers/' + method.folder + '.md'})" in row[2].split(",")[0]][:1]
-        assert row[0] == trainer._paper["title"]
+        (row,) = [row for row in table if row[0] == trainer._paper["title"]]
         assert row[1] == "[{id}](https://arxiv.org/abs/{id})".format(**trainer._paper)
-        assert row[2].startswith(f"[`{trainer.__name__}`]")
+        assert row[2].startswith(f"[`{trainer.__name__}`](trainers/{method.folder}.md)")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.command)
+def test_a_methods_card_cites_its_paper(method):
+    paper = method.load()[1]._paper
+    assert f"arXiv:{paper['id']}" in paper["citation"]
+    assert paper["title"].replace("λ", "$\\lambda$") in paper["citation"]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.command)
 def test_every_method_has_a_page_in_the_menu_and_a_recipe_is_named_on_it(method):
-    method = METHODS[method]
     assert f"trainers/{method.folder}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     page = (ROOT / f"docs/trainers/{method.folder}.md").read_text(encoding="utf-8")
     assert all(recipe in page for recipe in method.recipes)

@@ -65,7 +65,7 @@ def train(runs: Path) -> None:
     start = TinyModelSettings().folder(runs)
     if not start.exists():
         fit_and_save(TinyModelSettings(), start)
-    last_table = f"credit/step_{STEPS - 1:07d}.parquet"
+    last_table = f"_credit/step_{STEPS - 1:07d}.parquet"
     if not (runs / "grpo-lambda" / last_table).exists():
         trainer_of(GRPOLambdaTrainer, GRPOLambdaConfig(str(runs / "grpo-lambda"), **SETTINGS), start).train()
     critic = {"critic_learning_rate": 2e-3, "length_adaptive_alpha": 1.0}

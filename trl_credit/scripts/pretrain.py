@@ -1,6 +1,6 @@
 """
-What `trl-credit pretrain-critic` and `genac-pretrain` run in each process: the training of a method with a critic, up to
-where the policy moves. The method is the first argument.
+What `trl-credit pretrain-critic` and `genac-pretrain` run in each process: the training of a method with a critic, up
+to where the policy moves. The method is the first argument.
 """
 
 import sys

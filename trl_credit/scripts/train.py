@@ -1,6 +1,6 @@
 """
-What `trl-credit <method>` runs in each process: the script of `trl grpo` with the trainer of a method. The method is the
-first argument.
+What `trl-credit <method>` runs in each process: the script of `trl grpo` with the trainer of a method. The method is
+the first argument.
 
     accelerate launch -m trl_credit.scripts.train vapo --model_name_or_path ...
 """

@@ -8,8 +8,8 @@ from ...seam import CreditTrainer, LossTerms
 from .grpo_lambda_config import GRPOLambdaConfig
 
 
-# exp(20) is far outside any clip range; beyond it the loss of a negative advantage only heads for infinity. Below exp(-20)
-# a term counts for nothing, and CISPO divides by the ratio, which must not become 0.
+# exp(20) is far outside any clip range; beyond it the loss of a negative advantage only heads for infinity. Below
+# exp(-20) a term is nothing, and CISPO divides by the ratio, which must not become 0.
 _MAX_LOG_RATIO = 20.0
 
 
