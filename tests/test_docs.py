@@ -212,11 +212,13 @@ def test_scripts_of_the_trainer_page_train(model_dir, tmp_path, monkeypatch, ind
     assert isinstance(names["trainer"].model, PeftModel) == (index == 1)
 
 
-def test_trainer_of_the_architecture_page_trains_and_logs(model_dir, tmp_path):
-    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    (code,) = blocks(page, "{ .python .runnable }")
-    names = {"__name__": "own_trainer"}
-    exec(code, names)
+def test_method_of_the_contributing_page_trains_and_logs(model_dir, tmp_path):
+    page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8")
+    names = {"__name__": "own_method"}
+    for code in blocks(page, "{ .python .runnable }"):
+        exec(code, names)
+    with pytest.raises(ValueError, match=r"FadingConfig: `fade` must be .* in \[0, 1\], got 2"):
+        names["FadingConfig"](str(tmp_path), fade=2)
     trainer = names["FadingTrainer"](
         model=model_dir,
         reward_funcs=lambda completions, **kwargs: [float(len(set(text))) for text in completions],
@@ -272,6 +274,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_site_builds_without_a_warning_and_fetches_nothing_from_elsewhere(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) >= 15
@@ -283,6 +286,7 @@ def test_site_builds_without_a_warning_and_fetches_nothing_from_elsewhere(site):
         assert not re.findall(r"url\([\"']?(?:https?:)?//|@import", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 def test_no_equation_is_left_as_source(site):
     for page in site.rglob("*.html"):
         text = re.sub(r"<(code|pre|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

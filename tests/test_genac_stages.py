@@ -73,7 +73,7 @@ def test_the_query_is_what_the_critic_will_read_in_the_later_stages(model_dir, t
         for solution in rollout:
             rate = next(iter(run.states())).success_rate
             chosen = [bool(token) for token in solution["chosen"]]
-            for ids in run.read(solution["completion_ids"], chosen, solution["prompt"], rate).query.prompts():
+            for ids in run.question.about(solution["completion_ids"], solution["prompt"], rate, chosen).query.prompts():
                 read = tokenizer.decode(ids)
                 assert any(
                     read

@@ -53,7 +53,7 @@ def test_11_values_are_the_same_each_time_in_training_mode(model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path, critic=folder)
     trainer.critic.train()
     prompts = torch.tensor([[7, 8, 9], [10, 11, 12]])
-    assert torch.equal(trainer.values(prompts), trainer.values(prompts))
+    assert torch.equal(trainer.critic_reader.prompt_values(prompts), trainer.critic_reader.prompt_values(prompts))
 
 
 def test_13_the_policy_is_saved_without_the_critic_in_it(model_dir, critic, tmp_path):

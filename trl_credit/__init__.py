@@ -54,6 +54,8 @@ if TYPE_CHECKING:  # for mypy and editors; `tests/test_package.py` holds it to `
     from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
     from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
+    from .trainers.vineppo.vineppo_config import VinePPOConfig as VinePPOConfig
+    from .trainers.vineppo.vineppo_trainer import VinePPOTrainer as VinePPOTrainer
 
 
 def __getattr__(name: str):

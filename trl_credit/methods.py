@@ -50,6 +50,12 @@ METHODS = {
             "grpo-lambda", "GRPOLambda", "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces"
         ),
         Method(
+            "vineppo",
+            "VinePPO",
+            "Train with VinePPO: segment-level credit from continuations, no critic",
+            recipes=("vineppo",),
+        ),
+        Method(
             "vapo",
             "VAPO",
             "Train with VAPO, VC-PPO or PPO: token-level credit from a critic",

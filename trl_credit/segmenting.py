@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tokenizers.decoders import DecodeStream
+
 
 class Segmenter(Protocol):
     """A plain function that divides the tokens of one completion into segments."""
@@ -153,6 +155,16 @@ class DelimiterSegmenter:
 _NO_DELIMITER = len(_DELIMITERS)
 
 
+def check_ends(ends: Sequence[int], length: int) -> None:
+    """Refuse ends that do not divide a completion of so many tokens into segments."""
+    starts = [0, *ends[:-1]]
+    if any(start >= end for start, end in zip(starts, ends, strict=False)) or [0, *ends][-1] != length:
+        raise ValueError(
+            "A segmenter must return strictly increasing ends of which the last is the number of tokens "
+            f"({length}); got {list(ends)}."
+        )
+
+
 def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> list[str]:
     """
     Texts of the segments of a completion. Together they are its text, whatever the segments and the tokenizer.
@@ -174,17 +186,43 @@ def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> l
         ValueError: If `ends` do not divide the completion into segments.
     """
     ends, token_ids = list(ends), list(token_ids)
-    starts = [0, *ends[:-1]]
-    if any(start >= end for start, end in zip(starts, ends, strict=False)) or (ends or [0])[-1] != len(token_ids):
-        raise ValueError(
-            "A segmenter must return strictly increasing ends of which the last is the number of tokens "
-            f"({len(token_ids)}); got {ends}."
-        )
+    check_ends(ends, len(token_ids))
     if not ends:
         return []
-    text = _decode(tokenizer, token_ids)
+    text, pieces = _decode(tokenizer, token_ids), token_texts(tokenizer, token_ids)
+    if "".join(pieces) == text:
+        return ["".join(pieces[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     offsets = [_prefix_length(text, tokenizer, token_ids[:end]) for end in ends[:-1]] + [len(text)]
     return [text[start:end] for start, end in zip([0, *offsets], offsets, strict=False)]
+
+
+def token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """
+    The text of each token. Joined they are the text of all; the bytes of a character that is spread over several tokens
+    are shown with the last of them. A tokenizer that is not fast decodes each token by itself, which need not add up.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer that `ids` belong to.
+        ids (`list[int]`):
+            Tokens.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return tokenizer.batch_decode([[token] for token in ids])
+    stream = DecodeStream(skip_special_tokens=False)
+    texts, said = [], 0
+    for position, token in enumerate(ids):
+        try:
+            text = stream.step(tokenizer.backend_tokenizer, token)
+        except Exception:  # bytes that are no character: the stream has no other class for it, and is of no use after
+            text = _decode(tokenizer, ids[said : position + 1])
+            stream = DecodeStream(skip_special_tokens=False)
+        texts.append(text or "")
+        if text:
+            said = position + 1
+    if said < len(ids):  # the text ends within a character
+        texts[-1] = _decode(tokenizer, ids[said:])
+    return texts
 
 
 def _decode(tokenizer, token_ids: list[int]) -> str:

@@ -23,8 +23,9 @@ def make_parser() -> ArgumentParser:
         required=True,
         nargs="+",
         metavar="CRITIC",
-        help="folder or Hub id of a token critic or a reward model; prompt:PATH_OR_ID, a critic of SPPO; "
-        "generative:PATH_OR_ID, one of GenAC; constant or constant:VALUE; leave_one_out",
+        help="folder or Hub id of a critic that a trainer has saved, or of a reward model; prompt:PATH_OR_ID, a critic "
+        "of SPPO, and generative:PATH_OR_ID, one of GenAC, where no critic.json says so; constant or constant:VALUE; "
+        "leave_one_out",
     )
     add(
         "--dataset_name",
@@ -40,6 +41,13 @@ def make_parser() -> ArgumentParser:
         nargs="+",
         metavar="NAME",
         help="those of `trl grpo`, by name, or any by import path, module.function",
+    )
+    add(
+        "--reward_weights",
+        type=float,
+        nargs="+",
+        metavar="WEIGHT",
+        help="one for each of them, as in training; not given: 1 for each",
     )
     add("--completions", type=int, default=4, help="completions of each prompt (default: %(default)s)")
     add("--continuations", type=int, default=16, help="continuations of each state (default: %(default)s)")
@@ -69,24 +77,27 @@ def make_parser() -> ArgumentParser:
     add(
         "--critic_loss",
         choices=["bce", "mse"],
-        default="bce",
-        help="what prompt critics were trained with: with bce they answer a logit (default: %(default)s)",
+        help="what prompt critics were trained with: with bce they answer a logit (default: as their critic.json says, "
+        "or bce)",
     )
     add(
         "--reward_range",
         type=float,
         nargs=2,
-        default=(0.0, 1.0),
         metavar=("LOW", "HIGH"),
-        help="of prompt critics that were trained with bce (default: 0 1)",
+        help="of prompt critics that were trained with bce (default: as their critic.json says, or 0 1)",
     )
     add(
         "--critic_max_completion_length",
         type=int,
-        default=1024,
-        help="longest answer of generative critics (default: %(default)s)",
+        help="longest answer of generative critics (default: as their critic.json says, or 1024)",
     )
-    add("--draws", type=int, default=500, help="resamplings for the intervals (default: %(default)s)")
+    add(
+        "--draws",
+        type=int,
+        default=500,
+        help="resamplings for the interval of the calibration error (default: %(default)s)",
+    )
     add(
         "--output_dir",
         type=Path,
@@ -104,7 +115,7 @@ def main(argv: list[str]) -> int:
     for name in ("prompts", "batch_size", "draws"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if not args.reward_range[0] < args.reward_range[1]:
+    if args.reward_range and not args.reward_range[0] < args.reward_range[1]:
         parser.error(f"--reward_range must rise, got {args.reward_range[0]:g} {args.reward_range[1]:g}")
     try:
         return _report(args)
@@ -152,6 +163,7 @@ def _report(args: Namespace) -> int:
             rewards,
             settings,
             lambda done, total: progress.update(bar, completed=done, total=total),
+            args.reward_weights,
         )
     reports = []
     for critic in critics:
@@ -172,6 +184,11 @@ def _show(console, reports) -> None:
     from ..critic_report.layout import SECTIONS
     from ..critic_report.report_page import show
 
+    for report in reports:
+        console.print(f"\n{report.critic}", style="bold", markup=False, soft_wrap=True)
+        for sentence in report.verdict.sentences:
+            console.print(f"  {sentence}", markup=False, soft_wrap=True)
+    console.print()
     facts = reports[0].probes
     title = f"{facts['completions']} completions, {facts['states']} states, mean reward {facts['mean_reward']:.3f}"
     table = Table(title=f"{title}; brackets are 95 % intervals", title_justify="left")
@@ -184,14 +201,15 @@ def _show(console, reports) -> None:
             table.add_row(row.label, *(escape(show(r.rows.get(row.name))) for r in reports), row.ideal)
         table.add_section()
     for report_row, label in (("lambda", "advantage, λ = {:g}"), ("alpha", "advantage, α = {:g}")):
-        curves = [dict(report.curves[f"advantage/correlation_by_{report_row}"]) for report in reports]
-        for x in curves[0]:
-            table.add_row(label.format(x), *(escape(show(curve[x])) for curve in curves), "1" if x == 0 else "")
+        curves = [dict(report.curves.get(f"advantage/correlation_by_{report_row}", [])) for report in reports]
+        for x in max(curves, key=len):  # one of whose answers none was read has no curve
+            table.add_row(label.format(x), *(escape(show(curve.get(x))) for curve in curves), "1" if x == 0 else "")
     console.print(table)
 
 
 def _critic(spec: str, args: Namespace, tokenizer):
-    from ..critic_report import ConstantCritic, GenerativeCritic, LeaveOneOutMean, PromptCritic, TokenCritic
+    from ..critic_report import ConstantCritic, LeaveOneOutMean
+    from ..critics.loading import load_critic
 
     if spec == "leave_one_out":
         return LeaveOneOutMean()
@@ -203,15 +221,20 @@ def _critic(spec: str, args: Namespace, tokenizer):
             return ConstantCritic(float(rest))
         except ValueError:
             raise ValueError(f"--critics constant:VALUE needs a number, got {rest!r}.") from None
-    if kind == "generative":
-        return GenerativeCritic.from_pretrained(
-            rest, tokenizer, args.dtype, max_completion_length=args.critic_max_completion_length
-        )
-    if kind == "prompt":
-        return PromptCritic.from_pretrained(
-            rest, args.critic_loss, tuple(args.reward_range), args.batch_size, dtype=args.dtype
-        )
-    return TokenCritic.from_pretrained(spec, tokenizer, args.batch_size, dtype=args.dtype)
+    given = {
+        "critic_loss": args.critic_loss,
+        "reward_range": args.reward_range,
+        "max_completion_length": args.critic_max_completion_length,
+    }
+    named = kind in ("prompt", "generative")
+    return load_critic(
+        rest if named else spec,
+        tokenizer,
+        kind if named else None,
+        args.batch_size,
+        args.dtype,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def _dataset(name: str, split: str, prompts: int):

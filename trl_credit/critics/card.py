@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..model_card import settings_table
+from .backbone import BackboneForTokenClassification
 
 
 def write_critic_card(folder: Path, trainer) -> None:
@@ -70,6 +71,9 @@ def push_critic(folder: Path, repo_id: str, args) -> str:
 
 def loading_code(critic, task: str = "TokenClassification") -> str:
     """How a critic is loaded from `path`, as Python; `task` is what transformers calls its kind of model."""
+    base = critic.get_base_model() if hasattr(critic, "peft_config") else critic
+    if isinstance(base, BackboneForTokenClassification):  # which transformers does not know of
+        return "from trl_credit.critics.token import make_token_critic\n\ncritic = make_token_critic(path).eval()"
     if hasattr(critic, "peft_config"):
         loader, kwargs = f"AutoPeftModelFor{task}", ", num_labels=1" if task == "TokenClassification" else ""
         package = "peft"

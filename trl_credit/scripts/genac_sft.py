@@ -1,9 +1,14 @@
 """What `trl-credit genac-sft` runs in each process: the script of `trl sft`, which learns whole traces and no more."""
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from trl import SFTConfig, SFTTrainer
 
+from trl_credit.critics.facts import FACTS_FILE
+from trl_credit.critics.generative.question import end_of_turn
 from trl_credit.options import Options
 from trl_credit.seam.scripts import run_sft_script
 
@@ -42,7 +47,13 @@ class GenACSFTConfig(Options, SFTConfig):
 
 
 class CriticSFTTrainer(SFTTrainer):
-    """[`~trl.SFTTrainer`] that takes nothing but prompts and completions, of which it learns the completions."""
+    """
+    [`~trl.SFTTrainer`] that takes nothing but prompts and completions, of which it learns the completions. What stage 1
+    says in `critic.json` of the question that they answer is passed on beside the model.
+    """
+
+    # The folder of traces that is the dataset, if it is one.
+    traces: ClassVar[str | None] = None
 
     def __init__(self, model, args=None, data_collator=None, train_dataset=None, **kwargs):
         columns = getattr(train_dataset, "column_names", None) or []
@@ -52,6 +63,19 @@ class CriticSFTTrainer(SFTTrainer):
                 f"got {columns}."
             )
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        tokenizer: Any = self.processing_class
+        if tokenizer.chat_template is not None and end_of_turn(tokenizer) is None:
+            raise ValueError(
+                f"The chat template of the critic's {type(tokenizer).__name__} ends an assistant's turn with no "
+                "special token: the critic would never learn to stop. Give it one that does."
+            )
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As TRL's; `critic.json` goes along."""
+        super().save_model(output_dir, _internal_call)
+        facts = Path(self.traces or "", FACTS_FILE)
+        if self.traces and facts.is_file() and self.args.should_save:
+            shutil.copy(facts, str(output_dir or self.args.output_dir))
 
 
 def make_parser(prog: str | None = None):
@@ -63,4 +87,6 @@ def make_parser(prog: str | None = None):
 
 
 if __name__ == "__main__":
-    run_sft_script(CriticSFTTrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    arguments = make_parser().parse_args_and_config(fail_with_unknown_args=False)
+    CriticSFTTrainer.traces = arguments[0].dataset_name
+    run_sft_script(CriticSFTTrainer, *arguments)

@@ -9,6 +9,23 @@ from trl import GRPOConfig
 from ..options import Options, at_least, unless
 
 
+# TRL's loss types that are a function of a ratio and an advantage per token.
+TOKEN_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo")
+# What `restricted` is where tokens have advantages of their own.
+PER_TOKEN: dict[str, tuple[tuple, str]] = {
+    "loss_type": (TOKEN_LOSS_TYPES, "is no loss with a ratio and an advantage per token"),
+    "importance_sampling_level": (
+        ("token",),
+        "gives a completion one ratio, but its tokens have advantages of their own",
+    ),
+}
+# And where no group of completions takes part in them.
+NO_GROUP: dict[str, tuple[tuple, str]] = {
+    name: (only, "has no effect: advantages do not come from a group of completions")
+    for name, only in (("scale_rewards", ("none",)), ("multi_objective_aggregation", ("sum_then_normalize",)))
+}
+
+
 @dataclass
 class CreditConfig(Options, GRPOConfig):
     r"""

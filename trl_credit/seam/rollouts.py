@@ -4,19 +4,43 @@ import itertools
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from ..credit.rewards import weighted_reward
 from .loss import trained_tokens
+from .rollout_keys import check_keys, declared_keys
+from .sampling import SamplingSeam
 
 
-class RolloutSeam(GRPOTrainer):
+class RolloutSeam(SamplingSeam):
     """The part of [`CreditTrainer`] that makes rollouts and gives them to [`CreditTrainer.assign_credit`]."""
 
     _scores: Any = None  # rewards per function of the latest rollout, over all processes
-    # Rows of the dataset that the latest rollout of this process answers, `prompt` among their keys.
-    rollout_rows: list[dict] = []  # replaced, never changed
+    # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
+    # Those of all base classes belong to it.
+    rollout_keys: dict[str, str] = {}
+
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        """
+        Say what the credit of a rollout is.
+
+        Args:
+            rollout (`dict`):
+                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+            rewards (`torch.Tensor`):
+                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
+            dimension is `B`: they are shuffled and split along with it. `rollout_keys` declares them.
+        """
+        return rollout
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
+        to be known of them together. In evaluation every batch is a step of its own."""
 
     def trained_tokens(self, inputs: dict) -> torch.Tensor:
         """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
@@ -65,6 +89,7 @@ class RolloutSeam(GRPOTrainer):
         """
         repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
+        number = 0
         for epoch in itertools.count():
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
@@ -76,14 +101,16 @@ class RolloutSeam(GRPOTrainer):
                 if batch is None:
                     break
                 empty = False
-                if skip:
-                    skip -= 1
+                number += 1
+                if number <= skip:
                     continue
                 if checkpoint is not None:
                     self._load_rng_state(checkpoint)
                     checkpoint = None
                 self.model.train()
+                self._rollout_number = number
                 rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
+                self._rollout_number = 0
                 parts = split_tensor_dict(rollout, self._rollout_parts)
                 steps = self._steps_of(parts)
                 for step in steps:
@@ -91,6 +118,18 @@ class RolloutSeam(GRPOTrainer):
                 yield steps
             if empty:
                 raise ValueError("The training data hold fewer prompts than one rollout needs.")
+
+    def _make_token_mean_exact(self, micro_batches: list[dict]) -> None:
+        # TRL divides by the tokens of the generation batch, shared out evenly over its optimizer steps.
+        tokens = self.total(torch.stack([trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
+        for inputs in micro_batches:
+            inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
+
+    def _begin_step(self, micro_batches: list[dict]) -> None:
+        """What every optimizer step of the policy or of a critic begins with."""
+        if self.args.exact_token_mean:
+            self._make_token_mean_exact(micro_batches)
+        self.begin_step(micro_batches, "train")
 
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
@@ -119,8 +158,18 @@ class RolloutSeam(GRPOTrainer):
         return scores
 
     def _generate_and_score_completions(self, inputs, *args, **kwargs):
-        self.rollout_rows = inputs
+        self.rollout_rows, self._draws = inputs, 0
+        self._fields_of_completions = set()
+        if self.scores_continuations:
+            self._refuse_unscorable()
+        columns = set(inputs[0])
         rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        self._fields_of_completions = set(inputs[0]) - columns
+        if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
+            raise ValueError(
+                f"`rollout_func` returned an `env_mask` with zeros: tokens that the policy did not write. Nothing "
+                f"writes them in the continuations that {type(self).__name__} samples. Leave them out."
+            )
         rewards = weighted_reward(self._scores, self.reward_weights)
         start = self.accelerator.process_index * len(inputs)
         own = slice(start, start + len(inputs))
@@ -128,7 +177,9 @@ class RolloutSeam(GRPOTrainer):
             scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
             losses = self._rollout_parts * self.num_iterations
             self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+        known = set(rollout)
         rollout = self.assign_credit(rollout, rewards[own], self._mode)
+        check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)
         self.add_credit("advantage", rollout["advantages"])
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.

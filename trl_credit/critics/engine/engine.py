@@ -91,6 +91,18 @@ class CriticEngine:
         return self.backend.module
 
     @property
+    def num_processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def process_index(self) -> int:
+        return self.accelerator.process_index
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of all processes, of one shape on each, along its first dimension."""
+        return self.accelerator.gather(x)
+
+    @property
     def learning_rate(self) -> float:
         return self.schedule.get_last_lr()[0]
 
@@ -194,6 +206,18 @@ class CriticEngine:
         self.schedule.load_state_dict(extra["schedule"])
         self.steps = extra["steps"]
         return extra["counters"]
+
+    def go_back(self, folder: str | Path) -> None:
+        """
+        Take the network and its optimizer as [`save`] and [`save_state`] left them in one folder. Updates are counted
+        on, and the schedule goes on.
+        """
+        steps, schedule = self.steps, self.schedule.state_dict()
+        self.load_state(folder, folder)
+        self.steps = steps
+        self.schedule.load_state_dict(schedule)
+        for group, rate in zip(self.backend.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         trained = [p for p in network.parameters() if p.requires_grad]

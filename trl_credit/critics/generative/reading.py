@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -17,23 +18,73 @@ class Reading:
         query ([`~trl_credit.critics.generative.packed.CriticQuery`]):
             What it was asked.
         texts (`list[str]`):
-            The completion's K segments.
+            The completion's K segments, each of which begins with a state.
         ends (`list[int]`):
             Its tokens up to the end of each of them.
+        start (`int`, *optional*, defaults to `0`):
+            Its tokens before the first of them.
         answers (`list[list[int]]`):
             Token ids of the critic's answer about each segment's state; none about one that leaves it no room.
         scores (`list[float]`):
             The value in each answer, `None` where there is none.
         weights (`list[float]`):
             What the log-probability of each answer is multiplied with in the critic's loss.
+        updates (`int`, *optional*, defaults to `0`):
+            Updates that the critic had had when it answered.
     """
 
     query: CriticQuery
     texts: list[str]
     ends: list[int]
+    start: int = 0
     answers: list[list[int]] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    updates: int = 0
+
+    @property
+    def starts(self) -> list[int]:
+        """The completion's tokens before each state."""
+        return [self.start, *self.ends[:-1]][: len(self.ends)]
+
+
+def value_of_each_state(readings: Sequence[Reading | None], length: int) -> torch.Tensor:
+    """
+    Values of B completions where they hold: each from the state that was asked about to the next one.
+
+    Args:
+        readings (`Sequence[Reading]`):
+            `None` for a completion that the critic was not asked about.
+        length (`int`):
+            T, tokens of the longest completion.
+
+    Returns:
+        `torch.Tensor`: `(B, T + 1)`, float32, NaN where the critic gave no value.
+    """
+    values = torch.full((len(readings), length + 1), torch.nan)
+    for row, reading in enumerate(readings):
+        if reading is None or not reading.ends:
+            continue
+        bounds = [*reading.starts, reading.ends[-1] + 1]  # the last one holds at the end, too
+        for score, (start, end) in zip(reading.scores, pairwise(bounds), strict=True):
+            values[row, start:end] = torch.nan if score is None else score
+    return values
+
+
+def with_stand_ins(values: torch.Tensor, otherwise: float) -> torch.Tensor:
+    """
+    Values with a number in each state: where the critic gave none, that of the state before it, so that nothing seems
+    to change from that one to this; if no state before it has one, `otherwise`.
+
+    Args:
+        values (`torch.Tensor`):
+            Of the states of B completions, shape `(B, K)`, NaN where there is none.
+        otherwise (`float`):
+            E.g. the running mean of values.
+    """
+    places = torch.arange(values.shape[1], device=values.device)
+    last = torch.where(values.isnan(), -1, places).cummax(1).values
+    return torch.where(last < 0, otherwise, values.gather(1, last.clamp(min=0)))
 
 
 def as_tensors(readings: Sequence[Reading | None], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -101,20 +152,17 @@ def answer_means(readings: Sequence[Reading], ends: Sequence[int]) -> dict[str, 
 
 def table_rows(
     readings: Sequence[Reading | None],
-    values: torch.Tensor,
     advantages: torch.Tensor,
     segments: torch.Tensor,
     decode: Callable[[list[list[int]]], list[str]],
 ) -> list[list[dict]]:
     """
-    The segments of each completion with what the critic said before them: `start` and `end` (tokens), `text`,
-    `value`, `advantage`, `reasoning`.
+    The segments of each completion with what the critic said before them: `start` and `end` (tokens), `text`, `read`,
+    whether its answer gave a value, `value`, `None` if not, `advantage`, `reasoning`.
 
     Args:
         readings (`Sequence[Reading]`):
             `None` for a completion that the critic was not asked about.
-        values (`torch.Tensor`):
-            Of the states, shape `(B, K)`.
         advantages, segments (`torch.Tensor`):
             Of the tokens: advantage and segment, shape `(B, T)`.
         decode (`Callable`):
@@ -126,16 +174,26 @@ def table_rows(
         if reading is None:
             continue
         advantage = dict(zip(segments[row].tolist(), advantages[row].tolist(), strict=True))
-        starts = [0, *reading.ends[:-1]]
         for k, (text, reasoning) in enumerate(zip(reading.texts, decode(reading.answers), strict=True)):
             rows[-1].append(
                 {
-                    "start": starts[k],
+                    "start": reading.starts[k],
                     "end": reading.ends[k],
                     "text": text,
-                    "value": values[row, k].item(),
+                    "read": reading.scores[k] is not None,
+                    "value": reading.scores[k],
                     "advantage": advantage.get(k, 0.0),
                     "reasoning": reasoning,
                 }
             )
     return rows
+
+
+def as_text(rows: Sequence[dict]) -> str:
+    """The segments of a completion, of [`table_rows`], for people: the completions table shows no lists of `dict`."""
+    return "\n\n".join(
+        f"{row['start']}–{row['end']}: "
+        + (f"value {row['value']:.2f}" if row["read"] else "not read")
+        + f", advantage {row['advantage']:+.2f}\n{row['text']}\n⟨{row['reasoning'].strip()}⟩"
+        for row in rows
+    )

@@ -3,19 +3,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from ...options import at_least, unless
-from ...seam import CreditConfig
-
-
-# TRL's loss types that are a function of a ratio and an advantage per token.
-TOKEN_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo")
-# What `restricted` is where tokens have advantages of their own.
-PER_TOKEN: dict[str, tuple[tuple, str]] = {
-    "loss_type": (TOKEN_LOSS_TYPES, "is no loss with a ratio and an advantage per token"),
-    "importance_sampling_level": (
-        ("token",),
-        "gives a completion one ratio, but its tokens have advantages of their own",
-    ),
-}
+from ...seam.config import NO_GROUP, CreditConfig
 
 
 @dataclass
@@ -75,10 +63,7 @@ class CriticConfig(CreditConfig):
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["critic_model_init_kwargs", "critic_peft_config"]
 
-    restricted = {
-        name: (only, "has no effect: advantages come from the critic, not from a group of completions")
-        for name, only in (("scale_rewards", ("none",)), ("multi_objective_aggregation", ("sum_then_normalize",)))
-    }
+    restricted = NO_GROUP
 
     critic_model_name_or_path: str | None = None
     critic_model_init_kwargs: dict | str | None = field(default=None, metadata=unless(critic_share_base=True))

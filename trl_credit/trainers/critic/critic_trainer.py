@@ -1,15 +1,18 @@
+import copy
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
 from ...critics.card import loading_code, push_critic, write_critic_card
+from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
+from ...critics.facts import CriticFacts, fingerprint
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic
+from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
 from ...seam import CreditTrainer
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
@@ -29,6 +32,7 @@ class CriticTrainer(CreditTrainer):
     critic: Any
     processing_class: Any
     config_class = CriticConfig
+    critic_kind: str  # see [`~trl_credit.critics.facts.CriticFacts`]
     folders_of_networks = (CRITIC_FOLDER,)
     # Of the latest rollout; NaN when its returns do not vary.
     explained_variance: float = float("nan")
@@ -36,6 +40,8 @@ class CriticTrainer(CreditTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            refuse_image_columns(dataset)
         if critic is not None and self.args.critic_model_name_or_path is not None:
             raise ValueError(
                 f"The critic is given twice: `critic` and `critic_model_name_or_path="
@@ -48,17 +54,26 @@ class CriticTrainer(CreditTrainer):
 
             critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
+        # What the critic that this run starts from was trained with, if it says so.
+        self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        if self._source_facts is not None:
+            self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
+        self._critic_reader: Critic | None = None
         self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
 
     # --- What a subclass says
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         """The network, from the trainer's `critic` argument, or from the policy if that is None."""
+        raise NotImplementedError
+
+    def make_critic_reader(self, runner: Runner) -> Critic:
+        """What is asked of the network and how its answers are read."""
         raise NotImplementedError
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
@@ -77,6 +92,24 @@ class CriticTrainer(CreditTrainer):
             f"```python\n{loading_code(self.critic)}\nvalues = critic(input_ids).logits.squeeze(-1)\n```"
         )
 
+    def critic_settings(self) -> dict[str, Any]:
+        """The options of the config without which the critic would be asked or read in another way."""
+        return {}
+
+    def critic_facts(self) -> CriticFacts:
+        """What the critic is, for those who load it."""
+        config = self.critic.config.get_text_config()
+        earlier = 0 if self._source_facts is None else self._source_facts.updates
+        return CriticFacts(
+            self.critic_kind,
+            self.critic_settings(),
+            context=getattr(config, "max_position_embeddings", None),
+            tokenizer=fingerprint(self.critic_processing_class),
+            own_tokenizer=self.critic_processing_class is not self.processing_class,
+            vocabulary_size=config.vocab_size,
+            updates=earlier + self.engine.steps,
+        )
+
     # --- The critic in the run
 
     def make_value_model(self, policy, critic, peft_config, initial_value: float) -> nn.Module:
@@ -84,13 +117,21 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_share_base:
             return make_shared_base_critic(self.model, critic, initial_value, peft_config)
         source, init_kwargs = self.critic_checkpoint(policy, critic)
-        return make_token_critic(source, initial_value, peft_config, init_kwargs)
+        network = make_token_critic(source, initial_value, peft_config, init_kwargs)
+        if self.critic_kind == "token":
+            policy = self.accelerator.unwrap_model(self.model)
+            refuse_other_vocabulary(network, critic, policy, self._tokenizer)
+        return network
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
         """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
         init_kwargs: Any = self.args.critic_model_init_kwargs
         if critic is not None:
             return critic, init_kwargs
+        model = self.accelerator.unwrap_model(self.model)
+        in_memory = not isinstance(policy, str) and getattr(model.config, "quantization_config", None) is None
+        if in_memory:  # its own weights, which need not be those of the checkpoint that it was loaded from
+            return without_adapters(model), {"dtype": "float32", **(init_kwargs or {})}
         source = critic_source(policy)
         if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
             shared: Any = self.args.model_init_kwargs or {}
@@ -130,6 +171,32 @@ class CriticTrainer(CreditTrainer):
             )
             self.critic = self._engine.network
         return self._engine
+
+    @property
+    def critic_reader(self) -> Any:
+        """The [`~trl_credit.critics.critic.Critic`] that the network is. It is made with the engine that runs it."""
+        if self._critic_reader is None:
+            self._critic_reader = self.make_critic_reader(self.engine)
+        return self._critic_reader
+
+    def with_prompts(self, rollout: dict) -> dict:
+        """The latest rollout with its prompts as they are in the dataset, for critics that read them."""
+        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], **rollout}
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """
+        The critic's values of all states of a rollout, those that `assign_credit` makes credit of. Nothing of the run
+        is changed.
+
+        Args:
+            rollout (`dict`):
+                As [`~trl_credit.critics.critic.Critic.state_values`] takes it. `prompts` may be left out of the latest
+                one of this process.
+
+        Returns:
+            `torch.Tensor`: `(B, T + 1)`, float32, NaN where the critic has no answer.
+        """
+        return self.critic_reader.state_values(self.with_prompts(rollout))
 
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the micro-batches of an optimizer step."""
@@ -194,11 +261,15 @@ class CriticTrainer(CreditTrainer):
             if self.args.save_strategy == "steps" and next_save <= progress["pretraining_steps"] < steps:
                 next_save += self.args.save_steps
                 self.save_checkpoint()
+        self.finish_pretraining()
         progress["pretraining_done"] = 1
         # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on
         # are the same.
         if steps and self.args.save_strategy != "no":
             self.save_checkpoint()
+
+    def finish_pretraining(self) -> None:
+        """Called after the last update of the pretraining, before the critic is saved."""
 
     def _pretraining_is_enough(self, losses: list[float]) -> bool:
         loss, variance = (
@@ -216,6 +287,7 @@ class CriticTrainer(CreditTrainer):
         self.engine.save(folder)
         if self.accelerator.is_main_process:
             self.critic_processing_class.save_pretrained(folder)
+            self.critic_facts().save(folder)
             write_critic_card(Path(folder), self)
 
     def save_networks(self, folder: Path) -> None:
@@ -230,6 +302,11 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result
+
+
+def without_adapters(model: Any) -> Any:
+    """A model whose adapters, if it has any, are merged into a copy of it; the model itself is not changed."""
+    return copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model
 
 
 def _refuse_split_base(accelerator) -> None:

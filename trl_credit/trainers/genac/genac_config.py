@@ -2,7 +2,8 @@ from dataclasses import dataclass, field
 
 from ...critics.generative.question import check_template
 from ...options import above, at_least, between, one_of, unless
-from ..critic.critic_config import PER_TOKEN, CriticConfig
+from ...seam.config import PER_TOKEN
+from ..critic.critic_config import CriticConfig
 
 
 # Of `CriticConfig`, what a critic that writes its values has no use for: its default, and why.

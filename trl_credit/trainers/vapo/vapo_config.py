@@ -3,7 +3,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...options import above, at_least, between, is_number, one_of, such_that
-from ..critic.critic_config import PER_TOKEN, CriticConfig
+from ...seam.config import PER_TOKEN
+from ..critic.critic_config import CriticConfig
 
 
 LAMBDA_SCHEDULES = ("length_adaptive", "relative_position")

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...credit.fit import at_fraction, explained_variance, fit_sums
+from ..credit.fit import at_fraction, explained_variance, fit_sums
 
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -48,6 +48,21 @@ def value_means(values, mask, right) -> dict[str, tuple]:
         for name, rows in (("right", some & right), ("wrong", some & ~right)):
             means[f"{name}_at_{round(100 * fraction)}"] = (torch.where(rows, at, 0).sum(), rows.sum())
     return means
+
+
+def values_in_short(values: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """
+    Values at 0, 25, 50, 75 and 100 % of each completion, for the table of completions.
+
+    Args:
+        values, mask (`torch.Tensor`):
+            Shape `(B, T)`.
+    """
+    columns = torch.stack([at_fraction(values, mask, fraction) for fraction in FRACTIONS], dim=1).tolist()
+    return [
+        " ".join(f"{value:.2f}" for value in row) if any_token else ""
+        for row, any_token in zip(columns, mask.any(1).tolist(), strict=True)
+    ]
 
 
 def extremes(trainer, x: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
