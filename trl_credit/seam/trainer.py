@@ -16,7 +16,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
 from ..credit_log.log import CreditLog
-from ..model_card import add_credit_settings
+from ..model_card import add_credit_section
 from .config import CreditConfig
 from .resuming import BeginTraining, ResumableSampler
 from .rollouts import RolloutSeam
@@ -295,7 +295,7 @@ class CreditTrainer(RolloutSeam):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, CreditConfig)
+            add_credit_section(Path(str(self.args.output_dir), "README.md"), self, CreditConfig)
 
     # --- Inside the wrapped methods
 

@@ -70,8 +70,8 @@ class LocalBackend:
     def step(self) -> float | None:
         """Clip, step if the norm is finite, forget the gradients; returns their norm before the clip, if known."""
         limit = self.max_grad_norm or torch.inf
-        norm = nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.requires_grad], limit)
-        norm = _whole_tensor(norm).item()
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        norm = float(_whole_tensor(nn.utils.clip_grad_norm_(trained, limit)))
         if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -294,7 +294,7 @@ class CriticEngine:
                 rate = head_rate if name in settings.head else settings.learning_rate
                 is_matrix = len(getattr(p, "ds_shape", p.shape)) > 1
                 members.setdefault((rate != settings.learning_rate, not is_matrix), []).append(p)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {
                 "params": parameters,
                 "lr": head_rate if is_head else settings.learning_rate,

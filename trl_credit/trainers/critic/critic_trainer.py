@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
@@ -15,7 +15,7 @@ from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.fresh_head import answers_everywhere, trained_head
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic
+from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
 from .pretraining import CRITIC_FOLDER, CriticPretraining
@@ -38,6 +38,8 @@ class CriticTrainer(CriticPretraining):
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            refuse_image_columns(dataset)
         if critic is not None and self.args.critic_model_name_or_path is not None:
             raise ValueError(
                 f"The critic is given twice: `critic` and `critic_model_name_or_path="
@@ -125,6 +127,9 @@ class CriticTrainer(CriticPretraining):
         else:
             source, init_kwargs = self.critic_checkpoint(policy, critic)
             network = make_token_critic(source, start, peft_config, init_kwargs)
+            if self.critic_kind == "token":
+                reader = self.accelerator.unwrap_model(self.model)
+                refuse_other_vocabulary(network, critic, reader, self.processing_class)
         is_fresh = answers_everywhere(network, start)
         if asked is not None and not is_fresh:
             raise ValueError(
@@ -164,6 +169,10 @@ class CriticTrainer(CriticPretraining):
         init_kwargs: Any = self.args.critic_model_init_kwargs
         if critic is not None:
             return critic, init_kwargs
+        model = self.accelerator.unwrap_model(self.model)
+        in_memory = not isinstance(policy, str) and getattr(model.config, "quantization_config", None) is None
+        if in_memory:  # its own weights, which need not be those of the checkpoint that it was loaded from
+            return without_adapters(model), {"dtype": "float32", **(init_kwargs or {})}
         source = critic_source(policy)
         if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
             shared: Any = self.args.model_init_kwargs or {}
@@ -317,6 +326,11 @@ class CriticTrainer(CriticPretraining):
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result
+
+
+def without_adapters(model: Any) -> Any:
+    """A model whose adapters, if it has any, are merged into a copy of it; the model itself is not changed."""
+    return copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model
 
 
 def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict]:

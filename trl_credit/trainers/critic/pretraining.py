@@ -97,7 +97,8 @@ class CriticPretraining(CreditTrainer):
 
     def _pretrain_on(self, steps_of_rollout: list[list[dict]], bar) -> list[float]:
         """The updates of a rollout, as far as there are any left to make; returns their losses."""
-        progress, losses = self._pretraining, []
+        progress = self._pretraining
+        losses: list[float] = []
         for step in steps_of_rollout:
             for _ in range(self.args.critic_updates_per_step):
                 if progress["pretraining_steps"] == self.args.critic_pretraining_steps:

@@ -36,7 +36,7 @@ class GenACConfig(CriticConfig):
     Args:
         critic_template (`str`, *optional*):
             What the critic is asked, with its slots. Default:
-            [`~trl_credit.critics.generative.question.TEMPLATE`].
+            `trl_credit.critics.generative.question.TEMPLATE`.
         critic_max_completion_length (`int`, *optional*, defaults to `1024`):
             Longest answer of the critic, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):
