@@ -21,8 +21,8 @@ class RecordingSeam(GRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
-        # Rewards per token of the latest rollout: {reward function: {row of this process: list}}.
-        self._token_scores: dict[str, dict] = {}
+        # Of each reward function its rewards per token of the latest rollout: {row of this process: list}.
+        self._token_scores: list[dict[int, list[float]]] = [{} for _ in self.reward_funcs]
 
     def log_value(self, mode: str, name: str, value: float) -> None:
         """Log a number that is the same on all processes; the log shows the mean of those since the last one."""

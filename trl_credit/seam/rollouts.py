@@ -60,14 +60,14 @@ class RolloutSeam(SamplingSeam):
 
         Returns:
             `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
-            else `(B, T)`, with these numbers at the last trained token.
+            else `(B, T)`, with these numbers at the last trained token, and 0 where a function does not score a token.
         """
-        if not any(self._token_scores.values()):
+        if not any(self._token_scores):
             return rewards
         mask = trained_tokens(rollout)
         on_tokens = torch.zeros(mask.shape, device=mask.device)
-        for name, weight in zip(self.reward_func_names, self.reward_weights.tolist(), strict=True):
-            for row, scores in self._token_scores.get(name, {}).items():
+        for scores_of_rows, weight in zip(self._token_scores, self.reward_weights.tolist(), strict=True):
+            for row, scores in scores_of_rows.items():
                 on_tokens[row, : len(scores)] += weight * torch.tensor(scores, device=mask.device)
         last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
         rest = torch.nan_to_num(rewards) - on_tokens.sum(1)
@@ -143,7 +143,7 @@ class RolloutSeam(SamplingSeam):
         return tokenized
 
     def _calculate_rewards(self, *args, **kwargs):
-        for scores_of_rows in self._token_scores.values():
+        for scores_of_rows in self._token_scores:
             scores_of_rows.clear()
         scores = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
         if torch.isinf(scores).any():

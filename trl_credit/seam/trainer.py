@@ -18,7 +18,7 @@ from ..model_card import add_credit_settings
 from .config import CreditConfig
 from .resuming import BeginTraining, ResumableSampler
 from .rollouts import RolloutSeam
-from .user_functions import checked_reward_func, checked_rollout_func
+from .user_functions import checked_reward_func, checked_rollout_func, distinct_names
 
 
 class CreditTrainer(RolloutSeam):
@@ -27,7 +27,8 @@ class CreditTrainer(RolloutSeam):
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
     folders_of_networks: tuple[str, ...] = ()
-    # Whether a reward function may return a list of rewards for a completion, one per token.
+    # Whether a reward function may return a list of rewards for a completion, one per token. In it `None` is a token
+    # that the function does not score, and a list of these alone a completion that it does not.
     takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
@@ -44,9 +45,14 @@ class CreditTrainer(RolloutSeam):
                 f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
             )
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self.reward_func_names = distinct_names(self.reward_func_names)
         self.reward_funcs = [
-            func if isinstance(func, nn.Module) else checked_reward_func(func, name, self._token_scores_of(name))
-            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+            func
+            if isinstance(func, nn.Module)
+            else checked_reward_func(func, name, token_scores if self.takes_token_rewards else None)
+            for func, name, token_scores in zip(
+                self.reward_funcs, self.reward_func_names, self._token_scores, strict=True
+            )
         ]
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func)
@@ -233,11 +239,6 @@ class CreditTrainer(RolloutSeam):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, CreditConfig)
-
-    # --- Inside the wrapped methods
-
-    def _token_scores_of(self, name: str) -> dict | None:
-        return self._token_scores.setdefault(name, {}) if self.takes_token_rewards else None
 
 
 def critic_source(model):
