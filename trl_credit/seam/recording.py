@@ -1,5 +1,6 @@
 """What a run writes down, and what all of its processes know: the ground floor of [`CreditTrainer`]."""
 
+import math
 from typing import Any
 
 import torch
@@ -82,6 +83,11 @@ class RecordingSeam(GRPOTrainer):
     def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
         size = self.args.gradient_accumulation_steps
         return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+
+    @property
+    def _context(self) -> float:
+        """Most tokens that the policy reads, prompt and completion together; infinite if its config names none."""
+        return getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None) or math.inf
 
     def _causal_lm(self):
         model = self.accelerator.unwrap_model(self.model)

@@ -47,12 +47,29 @@ class RolloutSeam(SamplingSeam):
         return trained_tokens(inputs)
 
     def is_cut_off(self, rollout: dict) -> torch.Tensor:
-        """Which completions ended for want of room, not with an EOS token, shape `(B,)`; False where all is masked."""
+        """
+        Which completions ended for want of room, shape `(B,)`: not with an EOS token, and with no room for another.
+
+        A shorter one without EOS has ended by itself: at a stop string, or where a rollout function ended it. The
+        context of a vLLM server that is shorter than the model's is not known here.
+
+        Args:
+            rollout (`dict`):
+                TRL's, or a micro-batch.
+
+        Returns:
+            `torch.Tensor`: Boolean; False where all of a completion is masked.
+        """
         mask = rollout["completion_mask"].bool()
-        last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
-        last_ids = rollout["completion_ids"].gather(1, last)
+        lengths = mask.sum(1)
+        last_ids = rollout["completion_ids"].gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=last_ids.device)
-        return ~torch.isin(last_ids, ends).squeeze(1) & mask.any(1)
+        generation: Any = self.args.generation_kwargs or {}
+        limits = [self.max_completion_length, *(generation.get(name) for name in ("max_new_tokens", "max_tokens"))]
+        room = min((limit for limit in limits if limit is not None), default=0)
+        context = (self.use_vllm and self.args.vllm_max_model_length) or self._context
+        is_full = (lengths >= room) | (rollout["prompt_mask"].sum(1) + lengths >= context)
+        return ~torch.isin(last_ids, ends) & is_full & mask.any(1)
 
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
@@ -133,11 +150,10 @@ class RolloutSeam(SamplingSeam):
 
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
-        context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
-            if context is not None and len(ids) >= context:
+            if len(ids) >= self._context:
                 raise ValueError(
-                    f"A prompt has {len(ids)} tokens, and the model's context of {context} leaves no room for a "
+                    f"A prompt has {len(ids)} tokens, and the model's context of {self._context} leaves no room for a "
                     f"completion. Shorten it or drop it from the dataset. It begins: {str(prompt)[:200]!r}"
                 )
         return tokenized

@@ -62,8 +62,7 @@ class SamplingSeam(LossSeam):
         if self.use_vllm or self.use_transformers_continuous_batching:
             chunks = [list(range(len(prefixes)))] if prefixes else []
         else:
-            context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
-            chunks = _chunks([len(ids) for ids in prefixes], rooms, batch_tokens, context or float("inf"))
+            chunks = _chunks([len(ids) for ids in prefixes], rooms, batch_tokens, self._context)
         most_chunks = self.most(len(chunks))
         continuations: list[list[int]] = [[] for _ in prefixes]
         ends = set(self.eos_token_ids)

@@ -18,7 +18,7 @@ from ..model_card import add_credit_settings
 from .config import CreditConfig
 from .resuming import BeginTraining, ResumableSampler
 from .rollouts import RolloutSeam
-from .user_functions import checked_reward_func, checked_rollout_func, distinct_names
+from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 
 
 class CreditTrainer(RolloutSeam):
@@ -54,6 +54,9 @@ class CreditTrainer(RolloutSeam):
                 self.reward_funcs, self.reward_func_names, self._token_scores, strict=True
             )
         ]
+        # TRL knows the ends of the model's config. At another one that the user names it would go on: to it the padding
+        # behind is text that the policy wrote.
+        self.eos_token_ids = [*dict.fromkeys([*self.eos_token_ids, *stop_token_ids(args.generation_kwargs)])]
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func)
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way

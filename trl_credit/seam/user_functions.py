@@ -1,4 +1,4 @@
-"""What users hand over, checked: reward functions and rollout functions, with errors that say what is wrong."""
+"""What users hand over, read and checked: reward functions, rollout functions, where generation stops."""
 
 import functools
 import itertools
@@ -93,6 +93,12 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
             return check(func(*args, **kwargs), kwargs.get("completion_ids"))
 
     return checked
+
+
+def stop_token_ids(generation_kwargs: dict | None) -> list[int]:
+    """Tokens at which `generation_kwargs` ends completions, by their names in transformers and in vLLM."""
+    given = [(generation_kwargs or {}).get(name) for name in ("eos_token_id", "stop_token_ids")]
+    return [token for tokens in given for token in ([tokens] if isinstance(tokens, int) else tokens or [])]
 
 
 def checked_rollout_func(func):
