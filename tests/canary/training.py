@@ -22,6 +22,7 @@ FOR_CRITICS = {
     "_load_rng_state",
     "_load_from_checkpoint",
     "_buffered_inputs",
+    "_step",
     "_tokenizer",
     "environment_factories",
     "chat_template_kwargs",

@@ -80,6 +80,11 @@ class RecordingSeam(GRPOTrainer):
         assert self.args.steps_per_generation is not None  # set by `GRPOConfig`
         return self.args.steps_per_generation
 
+    @property
+    def _losses_of_rollout(self) -> int:
+        """How often a micro-batch of it is trained on, all iterations together."""
+        return self._rollout_parts * self.num_iterations
+
     def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
         size = self.args.gradient_accumulation_steps
         return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]

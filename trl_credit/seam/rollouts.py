@@ -19,6 +19,8 @@ class RolloutSeam(SamplingSeam):
     # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
     # Those of all base classes belong to it.
     rollout_keys: dict[str, str] = {}
+    # Classes of what is in their lists, for a checkpoint holds a rollout that is not done with.
+    rollout_types: tuple[type, ...] = ()
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         """
@@ -104,13 +106,12 @@ class RolloutSeam(SamplingSeam):
         Yields:
             `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
         """
-        repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
         number = 0
         for epoch in itertools.count():
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
-            batches = itertools.islice(iter(loader), 0, None, repeats)
+            batches = itertools.islice(iter(loader), 0, None, self._losses_of_rollout)
             empty = True
             while True:
                 with torch.random.fork_rng(devices=[]):  # a loader draws a seed that it has no use for
@@ -191,8 +192,9 @@ class RolloutSeam(SamplingSeam):
         own = slice(start, start + len(inputs))
         if self._credit_log is not None and self._mode == "train":
             scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
-            losses = self._rollout_parts * self.num_iterations
-            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+            self._credit_log.begin_rollout(
+                self.state.global_step, rollout, rewards[own], scores, self._losses_of_rollout
+            )
         known = set(rollout)
         rollout = self.assign_credit(rollout, rewards[own], self._mode)
         check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)

@@ -16,7 +16,7 @@ from trl.trainer.utils import get_config_model_id
 from ..credit_log.log import CreditLog
 from ..model_card import add_credit_settings
 from .config import CreditConfig
-from .resuming import BeginTraining, ResumableSampler
+from .resuming import BeginTraining, ResumableSampler, save_rollout
 from .rollouts import RolloutSeam
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 
@@ -215,6 +215,7 @@ class CreditTrainer(RolloutSeam):
         if not self.args.save_only_model:
             # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_rollout(self, folder)
             self.save_training_state(folder)
         super()._save_checkpoint(model, trial)
 
