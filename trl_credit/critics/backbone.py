@@ -28,7 +28,7 @@ class BackboneForTokenClassification(PreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = AutoModel.from_config(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.score = nn.Linear(config.hidden_size, int(config.num_labels or 1))
         self.post_init()
 
     def forward(
@@ -57,7 +57,8 @@ def token_classifier(config: PreTrainedConfig) -> Any:
             f"A {type(config).__name__} is of a model that reads more than text, which a critic cannot: give a "
             "`critic` of text, or train such a policy with `GRPOTrainer` or `GRPOLambdaTrainer`."
         )
-    return _backbone_class(type(config))
+    config_class: Any = type(config)
+    return _backbone_class(config_class)
 
 
 def new_token_classifier(config: PreTrainedConfig, dtype: torch.dtype) -> Any:

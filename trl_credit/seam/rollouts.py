@@ -73,6 +73,15 @@ class RolloutSeam(SamplingSeam):
         is_full = (lengths >= room) | (rollout["prompt_mask"].sum(1) + lengths >= context)
         return ~torch.isin(last_ids, ends) & is_full & mask.any(1)
 
+    @property
+    def reward_scores(self) -> torch.Tensor:
+        """
+        What each reward function gave each completion of this process's latest rollout, shape `(B, F)`, in the order of
+        `reward_func_names`; NaN where it gave none.
+        """
+        start = self.accelerator.process_index * len(self.rollout_rows)
+        return self._scores[start : start + len(self.rollout_rows)]
+
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
         The rewards of a rollout on its tokens.
