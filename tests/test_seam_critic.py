@@ -90,6 +90,7 @@ def missing(seen) -> list[str]:
 
     batches = getattr(trainer, "_buffered_inputs", None)
     need(isinstance(batches, list) and len(batches) == 4, "_buffered_inputs")
+    need(getattr(trainer, "_step", None) == 2 * 2, "_step: micro-batches that were trained on")
     steps, inputs = of("training_step"), of("_prepare_inputs")
     need([call[4] for call in steps] == [False, True], "training_step: sync_gradients")
     need(len(inputs) == len(steps) == 2, "_prepare_inputs: once a training step")

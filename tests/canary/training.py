@@ -23,6 +23,7 @@ FOR_CRITICS = {
     "_load_from_checkpoint",
     "_load_best_model",
     "_buffered_inputs",
+    "_step",
     "_tokenizer",
     "environment_factories",
     "chat_template_kwargs",
