@@ -191,7 +191,7 @@ def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> l
         return []
     text, pieces = _decode(tokenizer, token_ids), token_texts(tokenizer, token_ids)
     if "".join(pieces) == text:
-        return ["".join(pieces[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return ["".join(pieces[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     offsets = [_prefix_length(text, tokenizer, token_ids[:end]) for end in ends[:-1]] + [len(text)]
     return [text[start:end] for start, end in zip([0, *offsets], offsets, strict=False)]
 

@@ -34,8 +34,8 @@ class CreditConfig(Options, GRPOConfig):
 
     Args:
         log_credit (`bool`, *optional*, defaults to `False`):
-            Write what each token was given to parquet files in the folder `credit` of `output_dir`, to be looked at
-            with `trl-credit inspect`.
+            Write what each token was given to parquet files in the folder `_credit` of `output_dir`, which is not
+            pushed to the Hub, to be looked at with `trl-credit inspect`.
         log_credit_steps (`int`, *optional*, defaults to `50`):
             Write a rollout every so many optimizer steps.
         log_credit_completions (`int`, *optional*, defaults to `16`):

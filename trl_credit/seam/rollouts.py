@@ -20,6 +20,28 @@ class RolloutSeam(SamplingSeam):
     # Those of all base classes belong to it.
     rollout_keys: dict[str, str] = {}
 
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        """
+        Say what the credit of a rollout is.
+
+        Args:
+            rollout (`dict`):
+                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+            rewards (`torch.Tensor`):
+                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
+            dimension is `B`: they are shuffled and split along with it. `rollout_keys` declares them.
+        """
+        return rollout
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
+        to be known of them together. In evaluation every batch is a step of its own."""
+
     def trained_tokens(self, inputs: dict) -> torch.Tensor:
         """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
         return trained_tokens(inputs)
@@ -96,6 +118,18 @@ class RolloutSeam(SamplingSeam):
                 yield steps
             if empty:
                 raise ValueError("The training data hold fewer prompts than one rollout needs.")
+
+    def _make_token_mean_exact(self, micro_batches: list[dict]) -> None:
+        # TRL divides by the tokens of the generation batch, shared out evenly over its optimizer steps.
+        tokens = self.total(torch.stack([trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
+        for inputs in micro_batches:
+            inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
+
+    def _begin_step(self, micro_batches: list[dict]) -> None:
+        """What every optimizer step of the policy or of a critic begins with."""
+        if self.args.exact_token_mean:
+            self._make_token_mean_exact(micro_batches)
+        self.begin_step(micro_batches, "train")
 
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)

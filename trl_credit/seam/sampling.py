@@ -14,9 +14,10 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..credit.rewards import weighted_reward
+from .loss import LossSeam
 
 
-class SamplingSeam(GRPOTrainer):
+class SamplingSeam(LossSeam):
     """The part of [`CreditTrainer`] that continues completions and scores them."""
 
     # Whether credit needs [`score`]: then a run of which it cannot be had is refused before anything is generated.
@@ -137,7 +138,8 @@ class SamplingSeam(GRPOTrainer):
             if rollout.get(name) is not None:
                 return rollout[name]
         parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
+        with disable_gradient_checkpointing(self.model, checkpointing):
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),

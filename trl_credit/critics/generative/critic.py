@@ -19,7 +19,7 @@ from ..prompt import load_critic_tokenizer
 from ..token import refuse_images
 from .network import make_generative_critic
 from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
-from .reading import Reading, value_of_each_state, with_stand_ins
+from .reading import Reading, value_of_each_state
 
 
 # What a critic is told of a policy of which no reward is known yet.
@@ -137,22 +137,17 @@ class GenerativeCritic(Critic):
 
     def values(self, rollouts) -> list[np.ndarray]:
         """
-        As those of every critic; a state without a value gets that of the one before it, or else the mean of all others
-        of the completions, as in the trainer.
+        As those of every critic, NaN where the answer could not be read. Without a success rate it is told the mean
+        reward of the completions.
         """
         told = self.success_rate
         rewards = [rollout.reward for rollout in rollouts if rollout.reward == rollout.reward]
         rate = float(np.mean(rewards)) if told is None else told
         self.success_rate = rate
         try:
-            found = super().values(rollouts)
+            return super().values(rollouts)
         finally:
             self.success_rate = told
-        given = [row[rollout.cuts] for row, rollout in zip(found, rollouts, strict=True)]
-        known = np.concatenate(given)
-        known = known[~np.isnan(known)]
-        otherwise = known.mean() if len(known) else rate
-        return [with_stand_ins(torch.from_numpy(row)[None], otherwise)[0].numpy() for row in found]
 
     def readings(self, rollout: dict, success_rate: float, counted: torch.Tensor | None = None) -> list[Reading | None]:
         """

@@ -1,9 +1,10 @@
+import copy
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 
 from ...critics.card import loading_code, push_critic, write_critic_card
@@ -11,7 +12,7 @@ from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic
+from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
 from ...seam import CreditTrainer
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
@@ -39,6 +40,8 @@ class CriticTrainer(CreditTrainer):
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            refuse_image_columns(dataset)
         if critic is not None and self.args.critic_model_name_or_path is not None:
             raise ValueError(
                 f"The critic is given twice: `critic` and `critic_model_name_or_path="
@@ -114,13 +117,21 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_share_base:
             return make_shared_base_critic(self.model, critic, initial_value, peft_config)
         source, init_kwargs = self.critic_checkpoint(policy, critic)
-        return make_token_critic(source, initial_value, peft_config, init_kwargs)
+        network = make_token_critic(source, initial_value, peft_config, init_kwargs)
+        if self.critic_kind == "token":
+            policy = self.accelerator.unwrap_model(self.model)
+            refuse_other_vocabulary(network, critic, policy, self._tokenizer)
+        return network
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
         """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
         init_kwargs: Any = self.args.critic_model_init_kwargs
         if critic is not None:
             return critic, init_kwargs
+        model = self.accelerator.unwrap_model(self.model)
+        in_memory = not isinstance(policy, str) and getattr(model.config, "quantization_config", None) is None
+        if in_memory:  # its own weights, which need not be those of the checkpoint that it was loaded from
+            return without_adapters(model), {"dtype": "float32", **(init_kwargs or {})}
         source = critic_source(policy)
         if isinstance(source, str):  # loaded as the policy was: its revision, attention, ...
             shared: Any = self.args.model_init_kwargs or {}
@@ -291,6 +302,11 @@ class CriticTrainer(CreditTrainer):
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
         return result
+
+
+def without_adapters(model: Any) -> Any:
+    """A model whose adapters, if it has any, are merged into a copy of it; the model itself is not changed."""
+    return copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model
 
 
 def _refuse_split_base(accelerator) -> None:

@@ -83,6 +83,17 @@ class GenACTrainer(CriticTrainer):
 
     _tag_names = ["trl", "trl-credit", "genac"]
     _name = "GenAC"
+    _paper = {
+        "title": "Generative Actor-Critic",
+        "id": "2604.10701",
+        # docstyle-ignore
+        "citation": """\
+@article{genac2026,
+    title        = {{Generative Actor-Critic}},
+    year         = 2026,
+    eprint       = {arXiv:2604.10701},
+}""",
+    }
     args: GenACConfig
     config_class = GenACConfig
     critic_kind = "generative"

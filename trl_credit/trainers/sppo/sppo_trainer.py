@@ -58,6 +58,13 @@ class SPPOTrainer(CriticTrainer):
     _paper = {
         "title": "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks",
         "id": "2604.08865",
+        # docstyle-ignore
+        "citation": """\
+@article{sppo2026,
+    title        = {{SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks}},
+    year         = 2026,
+    eprint       = {arXiv:2604.08865},
+}""",
     }
     args: SPPOConfig
     config_class = SPPOConfig
