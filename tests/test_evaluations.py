@@ -34,7 +34,10 @@ def make(name, model_dir, folder, **settings):
 @pytest.fixture(scope="module")
 def critics(tmp_path_factory):
     folder = tmp_path_factory.mktemp("critics")
-    return {"sppo": sppo_runs.critic_dir(folder / "sppo"), "genac": genac_runs.fit_critic(folder / "genac", unparsed=0.4)}
+    return {
+        "sppo": sppo_runs.critic_dir(folder / "sppo"),
+        "genac": genac_runs.fit_critic(folder / "genac", unparsed=0.4),
+    }
 
 
 @pytest.mark.parametrize("name", RUNS)

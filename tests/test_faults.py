@@ -41,5 +41,7 @@ def test_every_room_and_every_row_of_the_failures_has_a_fault():
     trainers = {fault.file.split("/")[1] for fault in FAULTS if fault.file.startswith("trainers/")}
     assert {method.folder for method in METHODS.values()} - trainers == set()
     page = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
-    numbers = {int(line.split()[1]) for line in page.splitlines() if line.startswith("| ") and line.split()[1].isdigit()}
+    numbers = {
+        int(line.split()[1]) for line in page.splitlines() if line.startswith("| ") and line.split()[1].isdigit()
+    }
     assert {fault.row for fault in FAULTS} - {None} == numbers

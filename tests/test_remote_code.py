@@ -41,9 +41,7 @@ def test_a_trainer_runs_no_code_of_its_critic(name, trapped, model_dir, tmp_path
     if (what, name) == ("tokenizer", "vapo"):  # which reads the policy's tokens
         return
     with pytest.raises(AttributeError, match="trap"):  # there is no such class in it
-        MAKE[name](
-            model_dir, tmp_path / "run", critic=folder, critic_model_init_kwargs={"trust_remote_code": True}
-        )
+        MAKE[name](model_dir, tmp_path / "run", critic=folder, critic_model_init_kwargs={"trust_remote_code": True})
     assert mark.read_text() == "run"
 
 

@@ -245,7 +245,9 @@ def test_a_checkpoint_is_complete_and_a_model_pushed_when_all_networks_are_in_it
     trainer = make(model_dir, tmp_path, Saves, save_strategy="steps", save_steps=1)
     trainer.train()
     assert trainer.found == [("state", []), ("networks", [])]
-    assert {"other", "trainer_state.json", "model.safetensors"} <= {p.name for p in (tmp_path / "checkpoint-1").iterdir()}
+    assert {"other", "trainer_state.json", "model.safetensors"} <= {
+        p.name for p in (tmp_path / "checkpoint-1").iterdir()
+    }
     trainer.args.push_to_hub, trainer.pushed_from = True, tmp_path / "published"
     trainer.save_model(str(tmp_path / "published"))
     (networks, found), (push, pushed) = trainer.found[2:]
@@ -254,6 +256,7 @@ def test_a_checkpoint_is_complete_and_a_model_pushed_when_all_networks_are_in_it
 
 def test_a_mean_that_is_logged_is_over_all_micro_batches_since_the_last_log(model_dir, tmp_path):
     trainer = make(model_dir, tmp_path)
+    trainer.model.train()
     trainer.log_means("train", {"a": (torch.tensor(3.0), 2), "b": (torch.tensor(1.0), 0)})
     trainer.log_means("train", {"a": (torch.tensor(9.0), torch.tensor(4))})
     trainer.log({})

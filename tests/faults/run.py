@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 # Imported once, before the processes are made in which tests run. Nothing of the package is among them.
-_PRELOADED = ["pytest", "datasets", "peft", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer"]
+_PRELOADED = ["pytest", "datasets", "deepspeed", "peft", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer"]
 
 
 @dataclass(frozen=True)
