@@ -1,4 +1,4 @@
-"""The faults in `tests/faults` fit the package as it is, and name tests that there are. `tests/faults/run.py` plants them."""
+"""The faults in `tests/faults` fit the package as it is, and name tests that there are; `run.py` there plants them."""
 
 import ast
 from collections import Counter

@@ -4,9 +4,9 @@ Plant one bug at a time in a copy of the package, and see that the tests that sh
     python tests/faults/run.py [--only NAME ...] [--list] [--no-baseline] [--timeout SECONDS]
 
 Each file beside this one is a fault: `what` goes wrong, in one sentence; the `file` of `trl_credit/` it is in; the text
-that `was` there, found exactly once, what it `becomes`, and the `tests` that should know: files or node ids in `tests/`.
-`row` is the row of docs/failures.md that it is a case of. The exit status is 1 if a fault was not caught, or could not
-be tried.
+that `was` there, found exactly once; what it `becomes`; and the `tests` that should know, files or node ids in tests/.
+`row` is the row of docs/failures.md that it is a case of. Faults run in the order in which they are given. The exit
+status is 1 if one was not caught, or could not be tried.
 """
 
 import argparse
@@ -152,17 +152,16 @@ def main() -> int:
         "--timeout", type=float, default=600, help="seconds for the tests of a fault (default: %(default)s)"
     )
     args = parser.parse_args()
-    faults = load_faults()
-    if args.only:
-        if unknown := set(args.only) - {fault.name for fault in faults}:
-            parser.error(f"there is no fault {', '.join(sorted(unknown))}")
-        faults = [fault for fault in faults if fault.name in args.only]
+    by_name = {fault.name: fault for fault in load_faults()}
+    if unknown := set(args.only or ()) - set(by_name):
+        parser.error(f"there is no fault {', '.join(sorted(unknown))}")
+    faults = [by_name[name] for name in args.only or by_name]
     if args.list:
         for fault in faults:
             print(f"{fault.name}: {fault.what}")
         return 0
 
-    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONDONTWRITEBYTECODE="1")
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     started = time.monotonic()
     with TemporaryDirectory() as folder:
         root = Path(folder) / "checkout"
