@@ -78,3 +78,13 @@ def test_making_a_critic_draws_none_of_the_runs_random_numbers(model_dir, tmp_pa
         vapo_runs.make_trainer(model_dir, tmp_path / name, **lora)
         states.append(torch.random.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_every_evaluation_samples_the_same_continuations(model_dir, tmp_path):
+    trainer = make("vineppo", model_dir, tmp_path, rollout=vine_runs.fixed_rollout, learning_rate=0.0)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    first, training, second = trainer.sampled[0], trainer.sampled[1:-1], trainer.sampled[-1]
+    assert first == second and len({tuple(tokens) for tokens in first[1]}) > len(first[1]) / 2
+    assert training and all(sampled[1] != first[1] for sampled in training)
