@@ -224,7 +224,7 @@ def test_a_resumed_run_leaves_earlier_tables_as_they_are_and_writes_each_later_o
     times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / CREDIT_FOLDER).iterdir()}
     grpo_lambda(model_dir, tmp_path, resume=str(tmp_path / "checkpoint-2"), max_steps=4, **saved)
     assert json.dumps(tables(tmp_path)) == json.dumps(before)
-    written = {path.name for path in (tmp_path / "credit").iterdir() if path.stat().st_mtime_ns != times[path.name]}
+    written = {path.name for path in (tmp_path / "_credit").iterdir() if path.stat().st_mtime_ns != times[path.name]}
     assert written == {"step_0000002.parquet", "step_0000003.parquet"}
     assert [path.name for path in tmp_path.glob("_credit*")] == ["_credit"]
 

@@ -78,7 +78,7 @@ class Watched(VAPOTrainer):
 
 
 def make_trainer(model_dir, folder, reward=share_of_even, rollout=fixed_rollout, trainer=Watched, **settings):
-    arguments = {name: settings.pop(name, None) for name in ("critic", "peft_config")}
+    arguments = {name: settings.pop(name, None) for name in ("critic", "peft_config", "eval_dataset")}
     return trainer(
         model=str(model_dir) if not isinstance(model_dir, torch.nn.Module) else model_dir,
         reward_funcs=reward,

@@ -54,6 +54,15 @@ class RolloutSeam(SamplingSeam):
         ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=last_ids.device)
         return ~torch.isin(last_ids, ends).squeeze(1) & mask.any(1)
 
+    @property
+    def reward_scores(self) -> torch.Tensor:
+        """
+        What each reward function gave each completion of this process's latest rollout, shape `(B, F)`, in the order of
+        `reward_func_names`; NaN where it gave none.
+        """
+        start = self.accelerator.process_index * len(self.rollout_rows)
+        return self._scores[start : start + len(self.rollout_rows)]
+
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
         The rewards of a rollout on its tokens.

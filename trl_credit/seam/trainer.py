@@ -1,11 +1,13 @@
 """The base of every trainer: hooks for credit, services for them, and the run around them."""
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -19,6 +21,11 @@ from .config import CreditConfig
 from .resuming import BeginTraining, ResumableSampler
 from .rollouts import RolloutSeam
 from .user_functions import checked_reward_func, checked_rollout_func
+
+
+logger = get_logger(__name__)
+# With fewer in a logging interval, steps without a gradient are bad luck.
+_ENOUGH_STEPS = 5
 
 
 class CreditTrainer(RolloutSeam):
@@ -53,6 +60,9 @@ class CreditTrainer(RolloutSeam):
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
         self._resume_from: str | None = None
         self._moves_policy = True  # see `run_without_training`
+        self._name_in_stage: Callable[[str], str] | None = None  # see `logging_as`
+        self._steps_without_gradient = 0
+        self._warned: set[str] = set()
         if args.log_credit:
             self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
         if self.scores_continuations:
@@ -76,7 +86,36 @@ class CreditTrainer(RolloutSeam):
     def save_training_state(self, folder: Path) -> None:
         """Called on every process when a checkpoint is made: save what a resumed run needs."""
 
+    def load_networks(self, folder: Path) -> None:
+        """Called on every process when the best policy is loaded at the end: load other networks from beside it."""
+
     # --- Services for the hooks
+
+    def warn_once(self, text: str) -> None:
+        """Warn on the main process, of the same thing once in the life of this trainer."""
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(text)
+
+    @contextmanager
+    def logging_as(self, stage: str, step: int, name: Callable[[str], str]):
+        """
+        What is logged inside belongs to a stage before the training, with names and an x-axis of its own.
+
+        Args:
+            stage (`str`):
+                Its name, which tables of completions then bear.
+            step (`int`):
+                The step that integrations and tables are told.
+            name (`Callable`):
+                What a metric is called there.
+        """
+        global_step = self.state.global_step
+        self._stage, self._name_in_stage, self.state.global_step = stage, name, step
+        try:
+            yield
+        finally:
+            self._name_in_stage, self.state.global_step = None, global_step
 
     def run_without_training(self, checkpoint: str | bool | None = None) -> None:
         """
@@ -147,18 +186,38 @@ class CreditTrainer(RolloutSeam):
                 f"The gradient norm of step {self.state.global_step} is {float(norm)}: training stops here rather than "
                 "step to broken weights; checkpoints are as they were."
             )
+        self._steps_without_gradient = self._steps_without_gradient + 1 if norm == 0 else 0
         return norm
 
-    def log(self, *args, **kwargs):
-        """As TRL's, with the metrics of `log_means`."""
+    def log(self, logs, *args, **kwargs):
+        """As TRL's, with the metrics of `log_means`, and under the names of a stage."""
         self.begin_log(self._mode)
+        metrics = self._metrics[self._mode]
         if sums := self._sums[self._mode]:
             totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
             for name, (total, count) in zip(sums, totals, strict=True):
                 if count:
-                    self._metrics[self._mode][name] = [total / count]
+                    metrics[name] = [total / count]
             sums.clear()
-        super().log(*args, **kwargs)
+        if self._mode == "train" and self._steps_without_gradient >= max(self.args.logging_steps, _ENOUGH_STEPS):
+            self.warn_once(
+                "The gradient of the policy is exactly 0, and has been for a whole logging interval: it learns "
+                "nothing. Usual causes: rewards that are all the same, advantages that are all 0, a mask that leaves "
+                "no token."
+            )
+        if self._name_in_stage is None:
+            return super().log(logs, *args, **kwargs)
+        for name in list(metrics):
+            metrics[self._name_in_stage(name)] = metrics.pop(name)
+        prefix = "eval_" if self._mode == "eval" else ""
+        logs = {
+            name if name == "epoch" else prefix + self._name_in_stage(name.removeprefix(prefix)): value
+            for name, value in logs.items()
+        }
+        super().log(logs, *args, **kwargs)
+        table = Path(str(self.args.output_dir), "completions", f"completions_{self.state.global_step:05d}.parquet")
+        if self.log_completions and self.is_world_process_zero() and table.exists():
+            table.rename(table.with_name(f"{self._stage}_{self.state.global_step:05d}.parquet"))
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -223,6 +282,10 @@ class CreditTrainer(RolloutSeam):
                 if path.name not in others:
                     (Path(view) / path.name).symlink_to(path)
             return super()._load_from_checkpoint(view, model)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.load_networks(Path(str(self.state.best_model_checkpoint)))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -32,6 +32,7 @@ from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
+from ..critic.pretraining import PRETRAINING
 from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
 
@@ -102,6 +103,7 @@ class GenACTrainer(CriticTrainer):
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
         source = critic if critic is not None else self.args.critic_model_name_or_path
+        self._critic_is_policy = source is None
         if critic_processing_class is None and source is not None and not isinstance(source, nn.Module):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
         self._critic_processing_class = critic_processing_class
@@ -147,6 +149,9 @@ class GenACTrainer(CriticTrainer):
         if self.args.critic_packing:
             refuse_unpackable(network)
         return network
+
+    def critic_head(self) -> frozenset[str]:
+        return frozenset()  # it writes its values
 
     def make_critic_reader(self, runner) -> GenerativeCritic:
         question = self.question
@@ -285,9 +290,10 @@ class GenACTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        right = self.is_right(rewards, 0.5)
         if self._is_validating:
-            self._validation_rollouts.append((rollout, rewards, self.rollout_rows))
-        readings, values, advantages, segments = self._judge(rollout, rewards, mode)
+            self._validation_rollouts.append((rollout, rewards, right, self.rollout_rows))
+        readings, values, advantages, segments = self._judge(rollout, rewards, right, mode)
         if self.args.log_completions or self.logs_credit:
             rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
             self.add_column("segments", [as_text(segments) for segments in rows])
@@ -299,7 +305,7 @@ class GenACTrainer(CriticTrainer):
             "readings": readings,
         }
 
-    def _judge(self, rollout: dict, rewards: torch.Tensor, mode: str) -> tuple:
+    def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """What the critic says, its values `(B, K)` as they were read, and advantage and segment of tokens `(B, T)`."""
         self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
@@ -327,7 +333,7 @@ class GenACTrainer(CriticTrainer):
 
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
-        self._report(mode, hint, readings, values, outcomes, earned, states, heard, parsed)
+        self._report(mode, hint, readings, values, outcomes, right, earned, states, heard, parsed)
         return readings, what_was_read, advantages, segments
 
     def _hint(self, mode: str) -> float:
@@ -370,7 +376,8 @@ class GenACTrainer(CriticTrainer):
         if patience is None or self._pretraining["pretraining_steps"] < validation["next"]:
             return False
         validation["next"] = self._pretraining["pretraining_steps"] + self.args.critic_validation_steps
-        error = self.validation_error()
+        with self.logging_pretraining():
+            error = self.validation_error()
         if error < validation["lowest"]:
             validation.update(lowest=error, since=0)
             self.engine.save(self._best_critic)
@@ -388,7 +395,7 @@ class GenACTrainer(CriticTrainer):
         if not self._validation["since"]:
             return
         if self._best_critic.is_dir():
-            self.engine.go_back(self._best_critic)
+            self.engine.go_back(self._best_critic, self._best_critic)
         else:
             logger.warning(
                 "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
@@ -413,16 +420,17 @@ class GenACTrainer(CriticTrainer):
                     self.evaluate()
                 finally:
                     self._is_validating = False
-        errors = [entry["eval_critic/mse"] for entry in self.state.log_history[before:] if "eval_critic/mse" in entry]
+        names = ("eval_critic/mse", f"eval_{PRETRAINING}/mse")
+        errors = [entry[name] for entry in self.state.log_history[before:] for name in names if name in entry]
         return sum(errors) / len(errors) if errors else float("nan")
 
     def _judge_again(self) -> None:
         """The evaluation without the policy's part."""
         self.model.eval()
         self._evaluated_rate = RunningMean()
-        for rollout, rewards, rows in self._validation_rollouts:
+        for rollout, rewards, right, rows in self._validation_rollouts:
             self.rollout_rows = rows
-            self._judge(rollout, rewards, "eval")
+            self._judge(rollout, rewards, right, "eval")
         self.log({})
 
     # --- Saving
@@ -438,6 +446,12 @@ class GenACTrainer(CriticTrainer):
             state = json.loads(path.read_text(encoding="utf-8"))
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
+        elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:
+            self.warn_once(
+                "The critic is a copy of the policy that has never been taught to answer with a score, and "
+                "`critic_pretraining_steps=0`: its values will be noise. Start from a critic that `trl-credit "
+                "genac-sft` has trained (`critic_model_name_or_path`), or pretrain it here."
+            )
         super().begin_training(checkpoint)
 
     def save_training_state(self, folder: Path) -> None:
@@ -459,7 +473,7 @@ class GenACTrainer(CriticTrainer):
         """The largest of the processes' numbers."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
-    def _report(self, mode, hint, readings, values, outcomes, earned, states, heard, parsed) -> None:
+    def _report(self, mode, hint, readings, values, outcomes, right, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval
         fit = fit_report(self, values, outcomes, states, generations or 1)
         numbers = {"hint": hint, "correlation": correlation(values, outcomes, states, self.total)}
@@ -474,7 +488,7 @@ class GenACTrainer(CriticTrainer):
             "segments": (states.sum(), states.any(1).sum()),
             "states_without_room": ((states & ~heard).sum(), states.sum()),
             **answer_means([reading for reading in readings if reading], self.critic_reader.ends),
-            **{f"value_{name}": pair for name, pair in value_means(values, states, outcomes[:, 0] > 0.5).items()},
+            **{f"value_{name}": pair for name, pair in value_means(values, states, right).items()},
         }
         self.log_means(mode, {f"critic/{name}": pair for name, pair in means.items()})
 
