@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from accelerate import Accelerator
-from chain_policy import LENGTH, LETTERS, chain, true_value
+from chain_policy import LENGTH, LETTERS, chain, true_values
 from measuring import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -94,15 +94,16 @@ def solve_problems(policy: Path, number: int, seed: int, held_out: bool) -> list
 def write_letters(number: int, seed: int, held_out: bool) -> list[dict]:
     """Letters: samples of the chain, those of a prompt next to each other, with the true value of every state."""
     rng = random.Random(f"letters {seed} {held_out}")
-    probabilities = chain().softmax(-1).tolist()
+    probabilities, table = chain().softmax(-1).tolist(), true_values()
     rows = []
     for _ in range(number):
         prompt = rng.choice(LETTERS[:-1])
         for _ in range(GENERATIONS):
             text, values = "", []
             while len(text) < LENGTH:
-                values.append(true_value(prompt, text))
-                letter = rng.choices([*LETTERS, ""], probabilities[LETTERS.index((prompt + text)[-1])])[0]
+                state = LETTERS.index((prompt + text)[-1])
+                values.append(table[LENGTH - len(text), state].item() * ("x" not in text))
+                letter = rng.choices([*LETTERS, ""], probabilities[state])[0]
                 if not letter:
                     break
                 text += letter

@@ -158,8 +158,10 @@ def test_a_head_that_comes_with_the_critic_is_left_alone_and_a_number_for_it_ref
     trainer = make_trainer(model_dir, tmp_path, reward=half, critic=network, critic_learning_rate=0.0)
     trainer.train()
     assert trainer.rollouts_seen[0]["values"].max() == 0.125
-    with pytest.raises(ValueError, match=r"`critic_initial_value=0.5` has no effect: the critic comes with a head"):
+    with pytest.raises(ValueError, match="has learned already, which cannot start at `critic_initial_value`"):
         make_trainer(model_dir, tmp_path, critic=network, critic_initial_value=0.5)
+    with pytest.raises(ValueError, match=r"`critic_initial_value=0.0` has no effect: the critic comes with a head"):
+        make_trainer(model_dir, tmp_path, critic=network, critic_initial_value=0.0)
 
 
 @pytest.mark.parametrize(
