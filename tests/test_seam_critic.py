@@ -144,6 +144,11 @@ def test_what_a_critic_needs_is_there(model_dir, tmp_path):
     assert missing(run(model_dir, tmp_path)) == []
 
 
+def test_load_best_model_is_what_loads_the_best_model_when_the_training_ends():
+    assert "_load_best_model" in trl.GRPOTrainer._finalize_training.__code__.co_names
+    assert list(inspect.signature(trl.GRPOTrainer._load_best_model).parameters) == ["self"]
+
+
 def test_a_name_that_moves_is_named(model_dir, tmp_path, monkeypatch):
     seen = run(model_dir, tmp_path)
     for name in ("training_step", "_prepare_inputs", "_get_train_sampler", "save_model", "_save_checkpoint"):

@@ -21,6 +21,7 @@ FOR_CRITICS = {
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_load_from_checkpoint",
+    "_load_best_model",
     "_buffered_inputs",
     "_step",
     "_tokenizer",

@@ -93,11 +93,6 @@ class RecordingSeam(GRPOTrainer):
         return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
 
     @property
-    def policy_tokenizer(self):
-        """The policy's tokenizer, be it in a processor."""
-        return self._tokenizer
-
-    @property
     def _context(self) -> float:
         """Most tokens that the policy reads, prompt and completion together; infinite if its config names none."""
         return getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None) or math.inf
