@@ -1,15 +1,17 @@
 """
 How much a critic knows after its default pretraining, by the learning rates of its head and of what is below.
 
-    python benchmarks/critic_rates.py --output docs/results/critic_rates [--smollm FOLDER]
+    python benchmarks/critic_rates.py --output docs/results/critic_rates [--arms toy letters smollm --smollm FOLDER]
 
-The quickstart's tiny policy, which does not move, writes the rollouts once; its reward is whether the answer is right.
-Three critics read them, each with a fresh head: one of the policy's size from the policy's checkpoint, as by default;
-one of width 896 with random weights; and a language model from a folder, e.g. SmolLM2-135M, in its own tokens. Every
-pair of rates trains the same start on the same rollouts, one update each, with the trainer's engine and loss. `--vapo`
-makes runs of `VAPOTrainer` on the same task.
+A policy that does not move writes the rollouts once, with rewards of 0 and 1. Every pair of rates trains the same fresh
+critic on them, one update each, with the trainer's engine and loss, and explains rollouts of other prompts or samples.
 
-Runs that the JSON file holds already are not made again.
+- `toy`: the quickstart's arithmetic, and a critic from the checkpoint of its tiny policy, as by default.
+- `letters`: the Markov chain of `tests/chain_policy.py`, whose values can be computed, and a critic of width 896 with
+  random weights.
+- `smollm`: the same rollouts, read by a language model from a folder, e.g. SmolLM2-135M, in its own tokens.
+
+`--vapo` makes runs of `VAPOTrainer` with its defaults. Runs that the JSON file holds already are not made again.
 """
 
 import argparse
@@ -22,9 +24,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import torch
 from accelerate import Accelerator
-from measuring import make_model
+from chain_policy import LENGTH, LETTERS, chain, true_value
+from measuring import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from trl_credit.credit.fit import explained_variance, fit_sums
@@ -39,32 +45,40 @@ from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
 
 GENERATIONS = 8
 SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-HEAD_RATES = (1e-4, 1e-3, 1e-2)
-RATES = (2e-6, 1e-5, 1e-4, 1e-3)
 BEFORE = (2e-6, 2e-6, 0.0)  # rates and start of the defaults of 0.2
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A critic, and what an update of it reads."""
+    """A critic, what an update of it reads, and the rates to try."""
 
     title: str
+    width: int
     prompts: int  # of an update, with GENERATIONS completions each
     held_out: int
     seeds: int
-    head_rates: tuple[float, ...] = HEAD_RATES
-    rates: tuple[float, ...] = RATES
+    head_rates: tuple[float, ...]
+    rates: tuple[float, ...]
 
 
 ARMS = {
-    "toy": Arm("the tiny policy's checkpoint, width 64, 3 layers", 16, 128, 2),
-    "wide": Arm("random weights, width 896, 2 layers", 4, 64, 1, (1e-3, 1e-2)),
-    "smollm": Arm("SmolLM2-135M-Instruct, width 576, 30 layers", 2, 24, 1, (1e-3, 1e-2), (2e-6, 1e-5, 1e-4)),
+    "toy": Arm(
+        "Arithmetic; a critic from the tiny policy's checkpoint, width 64, 3 layers",
+        *(64, 16, 128, 2, (1e-4, 1e-3, 1e-2), (2e-6, 1e-5, 1e-4, 1e-3)),
+    ),
+    "letters": Arm(
+        "Letters; a critic with random weights, width 896, 2 layers",
+        *(896, 8, 64, 1, (1e-5, 1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
+    ),
+    "smollm": Arm(
+        "Letters; a critic from SmolLM2-135M-Instruct, width 576, 30 layers",
+        *(576, 4, 32, 1, (1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
+    ),
 }
 
 
-def write_rollouts(policy: Path, number: int, seed: int, held_out: bool) -> list[dict]:
-    """Problems with the policy's completions, those of a problem next to each other, and their rewards."""
+def solve_problems(policy: Path, number: int, seed: int, held_out: bool) -> list[dict]:
+    """Arithmetic: problems with the policy's completions, those of a problem next to each other."""
     model, tokenizer = load(policy)
     task = ChainTask(TinyModelSettings().terms)
     rng = random.Random(f"rates {seed} {held_out}")
@@ -75,6 +89,37 @@ def write_rollouts(policy: Path, number: int, seed: int, held_out: bool) -> list
         {"prompt": task.prompt(problem), "completion": text, "reward": float(task.is_correct(problem, text))}
         for problem, text in zip(problems, texts, strict=True)
     ]
+
+
+def write_letters(number: int, seed: int, held_out: bool) -> list[dict]:
+    """Letters: samples of the chain, those of a prompt next to each other, with the true value of every state."""
+    rng = random.Random(f"letters {seed} {held_out}")
+    probabilities = chain().softmax(-1).tolist()
+    rows = []
+    for _ in range(number):
+        prompt = rng.choice(LETTERS[:-1])
+        for _ in range(GENERATIONS):
+            text, values = "", []
+            while len(text) < LENGTH:
+                values.append(true_value(prompt, text))
+                letter = rng.choices([*LETTERS, ""], probabilities[LETTERS.index((prompt + text)[-1])])[0]
+                if not letter:
+                    break
+                text += letter
+            else:
+                values.append(float("x" not in text))
+            rows.append({"prompt": prompt, "completion": text, "reward": float("x" not in text), "values": values})
+    return rows
+
+
+def ceiling(rows: list[dict]) -> tuple[float, float]:
+    """What the true values explain, of all returns and within prompts."""
+    lines = []
+    for row in rows:
+        values = torch.tensor([row["values"]])
+        lines.append(fit_sums(values, torch.full_like(values, row["reward"]), torch.ones_like(values)))
+    sums = torch.cat(lines)
+    return explained_variance(sums), explained_variance(sums, torch.arange(len(sums)) // GENERATIONS)
 
 
 def as_tensors(rows: list[dict], tokenizer) -> dict[str, torch.Tensor]:
@@ -129,30 +174,31 @@ def _read(batch: dict, network) -> torch.Tensor:
     return read_values(network, batch)[:, :-1]
 
 
-def run_arm(name: str, args, policy: Path, results: dict, save) -> None:
-    arm = ARMS[name]
-    _, tokenizer = load(policy)
+def run_arm(name: str, args, policy: Path, stored: dict, save) -> None:
+    arm, results = ARMS[name], stored["rates"]
+    tokenizer = make_tokenizer()
     if name == "toy":
         make_network = partial(AutoModelForCausalLM.from_pretrained, policy, dtype=torch.float32)
-    elif name == "wide":
-        make_network = partial(make_model, tokenizer, 896, 2, len(tokenizer))
+        tokenizer, write = load(policy)[1], partial(solve_problems, policy)
+    elif name == "letters":
+        make_network, write = partial(make_model, tokenizer, arm.width, 2, len(tokenizer)), write_letters
     else:
         make_network = partial(AutoModelForCausalLM.from_pretrained, args.smollm, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(args.smollm)
+        tokenizer, write = AutoTokenizer.from_pretrained(args.smollm), write_letters
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        assert tokenizer.decode(tokenizer("3+4*2-1=").input_ids) == "3+4*2-1="
+        assert tokenizer.decode(tokenizer(LETTERS).input_ids) == LETTERS
     for seed in range(arm.seeds):
-        pairs = [(rate, head_rate, None) for head_rate in arm.head_rates for rate in arm.rates]
-        pairs += [BEFORE]
+        pairs = [(rate, head_rate, None) for head_rate in arm.head_rates for rate in arm.rates] + [BEFORE]
         keys = [pair_key(name, seed, *pair) for pair in pairs]
         if all(key in results for key in keys):
             continue
-        rows = write_rollouts(policy, args.updates * arm.prompts, seed, held_out=False)
-        batches = [
-            as_tensors(rows[first : first + arm.prompts * GENERATIONS], tokenizer)
-            for first in range(0, len(rows), arm.prompts * GENERATIONS)
-        ]
-        held_out = split(as_tensors(write_rollouts(policy, arm.held_out, seed, held_out=True), tokenizer), 64)
+        size = arm.prompts * GENERATIONS
+        rows = write(args.updates * arm.prompts, seed, False)
+        batches = [as_tensors(rows[first : first + size], tokenizer) for first in range(0, len(rows), size)]
+        rows = write(arm.held_out, seed, True)
+        if "values" in rows[0]:
+            stored["ceilings"][f"{name} {seed}"] = ceiling(rows)
+        held_out = split(as_tensors(rows, tokenizer), 64)
         for key, (rate, head_rate, start) in zip(keys, pairs, strict=True):
             if key not in results:
                 results[key] = measure(make_network, batches, held_out, rate, head_rate, start)
@@ -203,8 +249,8 @@ def cell(results: dict, name: str, *pair) -> str:
     return " / ".join(mean(results, name, pair, of) for of in ("explained_variance", "within_prompt"))
 
 
-def table(results: dict, vapo: dict) -> str:
-    lines = []
+def table(stored: dict) -> str:
+    results, vapo, lines = stored["rates"], stored["vapo"], []
     for name, arm in ARMS.items():
         if not any(key.startswith(f"{name} ") for key in results):
             continue
@@ -221,7 +267,12 @@ def table(results: dict, vapo: dict) -> str:
             *(f"| {row} |" for row in rows),
             "",
             f"All weights at 2e-6 and a start at 0, as it was up to 0.2: {cell(results, name, *BEFORE)}, a mean value "
-            f"of {value} at a mean reward of {reward}.",
+            f"of {value} at a mean reward of {reward}."
+            + "".join(
+                f" The true values explain {of_all:.2f} / {within:.2f}."
+                for key, (of_all, within) in stored["ceilings"].items()
+                if key == f"{name} 0"
+            ),
             "",
         ]
     for part, of in (("pretraining", "the last 10 rollouts of its pretraining"), ("training", "its last 20 steps")):
@@ -238,7 +289,7 @@ def table(results: dict, vapo: dict) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["toy", "wide"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["toy", "letters"])
     parser.add_argument("--smollm", type=Path, help="folder of the language model for the arm `smollm`")
     parser.add_argument("--updates", type=int, default=50, help="default: those of `critic_pretraining_steps`")
     parser.add_argument("--vapo", type=int, default=0, metavar="SEEDS", help="runs of VAPOTrainer")
@@ -252,7 +303,7 @@ def main():
     if not policy.exists():
         fit_and_save(tiny, policy)
     file = args.output.with_suffix(".json")
-    stored = json.loads(file.read_text()) if file.exists() else {"rates": {}, "vapo": {}}
+    stored = json.loads(file.read_text()) if file.exists() else {"rates": {}, "ceilings": {}, "vapo": {}}
 
     def save():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -261,10 +312,10 @@ def main():
             "Explained variance of the returns on held-out prompts / the same within prompts, after "
             f"{args.updates} updates, by `benchmarks/critic_rates.py` on one CPU core, torch {torch.__version__}.\n\n"
         )
-        args.output.with_suffix(".md").write_text(page + table(stored["rates"], stored["vapo"]), encoding="utf-8")
+        args.output.with_suffix(".md").write_text(page + table(stored), encoding="utf-8")
 
     for name in args.arms:
-        run_arm(name, args, policy, stored["rates"], save)
+        run_arm(name, args, policy, stored, save)
     for seed in range(args.vapo):
         if str(seed) not in stored["vapo"]:
             stored["vapo"][str(seed)] = run_vapo(args, policy, seed)

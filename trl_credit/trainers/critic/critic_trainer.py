@@ -129,7 +129,7 @@ class CriticTrainer(CriticPretraining):
             network = make_token_critic(source, start, peft_config, init_kwargs)
             if self.critic_kind == "token":
                 reader = self.accelerator.unwrap_model(self.model)
-                refuse_other_vocabulary(network, critic, reader, self._tokenizer)
+                refuse_other_vocabulary(network, critic, reader, self.processing_class)
         is_fresh = answers_everywhere(network, start)
         if asked is not None and not is_fresh:
             raise ValueError(

@@ -17,7 +17,7 @@ from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
 from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
-from ...critics.generative.packed import answer_log_probs, plan_rows
+from ...critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import (
     Reading,
@@ -99,6 +99,7 @@ class GenACTrainer(CriticTrainer):
     config_class = GenACConfig
     critic_kind = "generative"
     rollout_keys = {"readings": "[B]"}
+    rollout_types = (Reading, CriticQuery)
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
