@@ -45,6 +45,8 @@ def test_a_resumed_critic_goes_on_with_its_updates_its_schedule_and_its_optimize
 
 def update(trainer, gradient: float):
     """One update in which every weight of the critic has this gradient; returns what moved, before and after."""
+    if trainer.engine.steps == 0:
+        trainer.engine.begin(total_steps=2)
     before = copy.deepcopy(dict(trainer.critic.named_parameters()))
     total = lambda network, _: gradient * sum(p.sum() for p in network.parameters())  # noqa: E731
     result = trainer.engine.update([None], total, lambda _: torch.tensor(1))
@@ -52,7 +54,7 @@ def update(trainer, gradient: float):
 
 
 def test_weight_decay_shrinks_matrices_and_spares_biases_and_norms(model_dir, tmp_path):
-    settings = {"critic_weight_decay": 0.5, "critic_learning_rate": 0.1}
+    settings = {"critic_weight_decay": 0.5, "critic_learning_rate": 0.1, "optim": "adamw_torch"}
     trainer = make_trainer(model_dir, tmp_path, critic=noisy_critic(), **settings)
     _, weights = update(trainer, gradient=0.0)
     assert {before.dim() for before, _ in weights} == {1, 2}
@@ -63,6 +65,7 @@ def test_weight_decay_shrinks_matrices_and_spares_biases_and_norms(model_dir, tm
 @pytest.mark.parametrize(("limit", "left"), [(1e-3, 1e-3), (0.0, 3.0)])
 def test_the_gradient_is_clipped_to_the_norm_that_is_set(limit, left, model_dir, tmp_path):
     settings = {"critic_max_grad_norm": limit, "critic_learning_rate": 0.1, "adam_epsilon": 1e-2}
+    settings["optim"] = "adamw_torch"
     trainer = make_trainer(model_dir, tmp_path, critic=noisy_critic(), **settings)
     count = sum(p.numel() for p in trainer.critic.parameters())
     gradient = 3.0 / count**0.5  # of norm 3
@@ -76,9 +79,8 @@ def test_the_gradient_is_clipped_to_the_norm_that_is_set(limit, left, model_dir,
 
 
 def test_betas_of_the_run_are_those_of_the_critic_and_gradients_do_not_pile_up(model_dir, tmp_path):
-    trainer = make_trainer(
-        model_dir, tmp_path, adam_beta1=0.5, adam_beta2=0.5, adam_epsilon=1e-8, critic_max_grad_norm=0.0
-    )
+    settings = {"adam_beta1": 0.5, "adam_beta2": 0.5, "critic_max_grad_norm": 0.0, "optim": "adamw_torch"}
+    trainer = make_trainer(model_dir, tmp_path, critic=noisy_critic(), **settings)
     update(trainer, gradient=2.0)
     update(trainer, gradient=1.0)
     state = next(iter(trainer.engine.backend.optimizer.state.values()))
