@@ -18,9 +18,9 @@ from trl.trainer.utils import get_config_model_id
 from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
-from .resuming import BeginTraining, ResumableSampler
+from .resuming import BeginTraining, ResumableSampler, save_rollout
 from .rollouts import RolloutSeam
-from .user_functions import checked_reward_func, checked_rollout_func
+from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 
 
 logger = get_logger(__name__)
@@ -34,7 +34,8 @@ class CreditTrainer(RolloutSeam):
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
     folders_of_networks: tuple[str, ...] = ()
-    # Whether a reward function may return a list of rewards for a completion, one per token.
+    # Whether a reward function may return a list of rewards for a completion, one per token. In it `None` is a token
+    # that the function does not score, and a list of these alone a completion that it does not.
     takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
@@ -51,10 +52,18 @@ class CreditTrainer(RolloutSeam):
                 f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
             )
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self.reward_func_names = distinct_names(self.reward_func_names)
         self.reward_funcs = [
-            func if isinstance(func, nn.Module) else checked_reward_func(func, name, self._token_scores_of(name))
-            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+            func
+            if isinstance(func, nn.Module)
+            else checked_reward_func(func, name, token_scores if self.takes_token_rewards else None)
+            for func, name, token_scores in zip(
+                self.reward_funcs, self.reward_func_names, self._token_scores, strict=True
+            )
         ]
+        # TRL knows the ends of the model's config. At another one that the user names it would go on: to it the padding
+        # behind is text that the policy wrote.
+        self.eos_token_ids = [*dict.fromkeys([*self.eos_token_ids, *stop_token_ids(args.generation_kwargs)])]
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func)
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
@@ -265,6 +274,7 @@ class CreditTrainer(RolloutSeam):
         if not self.args.save_only_model:
             # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_rollout(self, folder)
             self.save_training_state(folder)
         super()._save_checkpoint(model, trial)
 
@@ -296,11 +306,6 @@ class CreditTrainer(RolloutSeam):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             add_credit_section(Path(str(self.args.output_dir), "README.md"), self, CreditConfig)
-
-    # --- Inside the wrapped methods
-
-    def _token_scores_of(self, name: str) -> dict | None:
-        return self._token_scores.setdefault(name, {}) if self.takes_token_rewards else None
 
 
 def critic_source(model):

@@ -17,7 +17,7 @@ from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
 from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
-from ...critics.generative.packed import answer_log_probs, plan_rows
+from ...critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import (
     Reading,
@@ -99,6 +99,7 @@ class GenACTrainer(CriticTrainer):
     config_class = GenACConfig
     critic_kind = "generative"
     rollout_keys = {"readings": "[B]"}
+    rollout_types = (Reading, CriticQuery)
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
@@ -219,7 +220,7 @@ class GenACTrainer(CriticTrainer):
             itemsize=2 if self.args.bf16 else 4,
         )
         self._log_total("train", f"{prefix}/update_tokens", sum(len(row) for rows in batches for row in rows))
-        batches += [[]] * (self._most(len(batches)) - len(batches))  # so that processes keep step
+        batches += [[]] * (self.most(len(batches)) - len(batches))  # so that processes keep step
         inputs = [
             {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
             for rows in batches
@@ -261,7 +262,7 @@ class GenACTrainer(CriticTrainer):
         chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
         synced = engine.backend.splits_weights
         if synced:
-            chunks += [[]] * (self._most(len(chunks)) - len(chunks))
+            chunks += [[]] * (self.most(len(chunks)) - len(chunks))
         with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
             return engine.evaluate(lambda _: self.critic_reader.sample(network, prompts, chunks, synced))
 
@@ -283,7 +284,7 @@ class GenACTrainer(CriticTrainer):
         if self._vllm_updates != engine.steps:
             self._vllm.sync_weights()
             self._vllm_updates = engine.steps
-        filler = [[self.critic_processing_class.eos_token_id]] * (self._most(len(prompts)) - len(prompts))
+        filler = [[self.critic_processing_class.eos_token_id]] * (self.most(len(prompts)) - len(prompts))
         _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
         return [list(answer) for answer in answers[: len(prompts)]]
 
@@ -468,10 +469,6 @@ class GenACTrainer(CriticTrainer):
 
     def _log_total(self, mode: str, name: str, number: float) -> None:
         self.log_value(mode, name, self.total(torch.tensor(float(number), device=self.accelerator.device)).item())
-
-    def _most(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
     def _report(self, mode, hint, readings, values, outcomes, right, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval
