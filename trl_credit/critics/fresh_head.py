@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from .token import head_of
@@ -15,16 +16,23 @@ def trained_head(network: nn.Module) -> dict[str, Any]:
 
 
 def answers_everywhere(network: nn.Module, value: float) -> bool:
-    """Whether a critic gives every state this value: its head is zero, and has the value for its bias, or none."""
+    """
+    Whether a critic gives every state this value: its head is zero, and has the value for its bias, or none. Every
+    process must ask; the main one decides, for others may have no weights yet (FSDP2).
+    """
     parameters = list(trained_head(network).values())
     if any(hasattr(p, "ds_id") for p in parameters):  # split by ZeRO-3
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(parameters):
-            return _answers_everywhere(parameters, value)
-    return _answers_everywhere(parameters, value)
+            answers = _answers_everywhere(parameters, value)
+    else:
+        answers = _answers_everywhere(parameters, value)
+    return broadcast_object_list([answers])[0]
 
 
 def _answers_everywhere(parameters: list[torch.Tensor], value: float) -> bool:
+    if any(p.is_meta for p in parameters):
+        return False
     wanted = [torch.full_like(p, value if p.dim() == 1 else 0.0) for p in parameters]
     return all(torch.equal(p.detach(), other) for p, other in zip(parameters, wanted, strict=True))
