@@ -107,23 +107,26 @@ class Cell:
             **({"task": task} if arm.knows_task else {}),
         )
         trainer.remove_callback(PrinterCallback)
-        evaluation = Evaluation(
-            task, AutoModelForCausalLM.from_pretrained(folder), self.evaluation_prompts, self.seed
-        )
+        evaluation = Evaluation(task, AutoModelForCausalLM.from_pretrained(folder), self.evaluation_prompts, self.seed)
         return trainer, rewards, evaluation
 
     def run(self, cache: Path) -> pa.Table:
         """Train, and say for each evaluation what had been spent and what was reached."""
+        with tempfile.TemporaryDirectory() as output:
+            _, rows = self.train(cache, Path(output))
+        what = {**asdict(self), "settings": json.dumps(self.settings, sort_keys=True), "cell": self.key}
+        return pa.Table.from_pylist([{**what, **row} for row in rows])
+
+    def train(self, cache: Path, output: Path):
+        """Train; the trainer, and a row for each evaluation."""
         _be_quiet()
         torch.set_num_threads(1)
-        with tempfile.TemporaryDirectory() as output:
-            trainer, rewards, evaluation = self.make_trainer(cache, Path(output))
-            curve = _Curve(self, trainer, rewards, evaluation)
-            trainer.add_callback(curve)
-            trainer.train()
-            curve.evaluate(trainer.state.global_step)
-        what = {**asdict(self), "settings": json.dumps(self.settings, sort_keys=True), "cell": self.key}
-        return pa.Table.from_pylist([{**what, **row} for row in curve.rows])
+        trainer, rewards, evaluation = self.make_trainer(cache, output)
+        curve = _Curve(self, trainer, rewards, evaluation)
+        trainer.add_callback(curve)
+        trainer.train()
+        curve.evaluate(trainer.state.global_step)
+        return trainer, curve.rows
 
 
 class _Curve(TrainerCallback):

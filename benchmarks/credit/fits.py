@@ -75,9 +75,7 @@ def train_to_imitate(model, task: WalkTask, fit: Fit, on_step=lambda step, loss:
     """Supervised fine-tuning on the teacher's walks, a fresh batch each step."""
     generator = torch.Generator().manual_seed(10_000 + fit.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, fit.learning_rate, total_steps=fit.steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.learning_rate, total_steps=fit.steps, pct_start=0.1)
     model.train()
     for step in range(fit.steps):
         prompts = task.prompts(fit.batch_size, generator)
@@ -97,6 +95,7 @@ def start_model(task: WalkTask, fit: Fit, cache: Path) -> Path:
     """The folder of the start model, made if it is not there yet."""
     folder = cache / f"fit-{fit.fingerprint(task)}"
     if not folder.exists():
+        torch.set_num_threads(1)  # sums in another order make another model
         model = make_model(task, fit)
         train_to_imitate(model, task, fit)
         # Under its name only when it is complete. Of two processes that made it, one is first.

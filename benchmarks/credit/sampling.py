@@ -4,9 +4,7 @@ import torch
 
 
 @torch.no_grad()
-def sample(
-    model, prompts: torch.Tensor, mask: torch.Tensor, length: int, generator: torch.Generator
-) -> torch.Tensor:
+def sample(model, prompts: torch.Tensor, mask: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
     """
     Completions at temperature 1.
 

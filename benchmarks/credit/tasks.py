@@ -10,8 +10,14 @@ from .fits import Fit, make_tokenizer, start_model
 from .walks import MARKS, SCOREBOARD, VOTE, WalkTask
 
 
-TASKS: dict[str, WalkTask | Chains] = {"vote": VOTE, "scoreboard": SCOREBOARD, "marks": MARKS, "chain": Chains()}
-FIT_STEPS = {"vote": 600, "scoreboard": 1500, "marks": 600}
+TASKS: dict[str, WalkTask | Chains] = {
+    "vote": VOTE,
+    "scoreboard": SCOREBOARD,
+    "marks": MARKS,
+    "chain": Chains(),
+    "tiny": WalkTask(symbols=16, steps=6, marks=(3, 5), counts=True),  # to try a grid in seconds
+}
+FIT_STEPS = {"vote": 600, "scoreboard": 1500, "marks": 600, "tiny": 200}
 
 
 def prepare(name: str, seed: int, cache: Path):
