@@ -24,6 +24,7 @@ import torch
 import transformers
 
 from trl_credit import SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer, adjoint_trace
+from trl_credit.credit.segment_gae import segment_advantages, segment_of_token
 from trl_credit.critic_report import (
     ConstantCritic,
     GenerativeCritic,
@@ -39,7 +40,6 @@ from trl_credit.critic_report import statistics as st
 from trl_credit.critic_report.layout import SECTIONS
 from trl_credit.critic_report.report import Steps, gae_credit
 from trl_credit.critic_report.report_page import show, write_json, write_page
-from trl_credit.segmenting import segment_advantages, segment_of_token
 from trl_credit.toy.chain_critic import TEMPLATE, segment_lines
 from trl_credit.toy.quickstart import TINY
 from trl_credit.toy.scoring import held_out_problems
@@ -143,7 +143,7 @@ def all_credits(rollouts, token: TokenCritic, prompt: PromptCritic, others: int,
 
 def genac_credits(rollouts, critic: GenerativeCritic) -> list[tuple]:
     """The same for GenAC, whose segments are the lines of a chain."""
-    ends = [segment_lines(rollout.completion_ids, critic.policy_tokenizer) for rollout in rollouts]
+    ends = [segment_lines(rollout.completion_ids, critic.question.policy_tokenizer) for rollout in rollouts]
     asked = [replace(rollout, cuts=[0, *row[:-1]]) for rollout, row in zip(rollouts, ends, strict=True)]
     values = torch.zeros(len(rollouts), max(map(len, ends)), dtype=torch.float64)
     for row, rollout, of_states in zip(values, asked, critic.values(asked), strict=True):
@@ -223,7 +223,12 @@ def main():
     rollouts = probes.rollouts
 
     generative = GenerativeCritic.from_pretrained(
-        args.generative, policy.tokenizer, template=TEMPLATE, actor_description="", max_completion_length=48
+        args.generative,
+        policy.tokenizer,
+        template=TEMPLATE,
+        actor_description="",
+        max_completion_length=48,
+        segmenter=segment_lines,
     )
 
     read = round(np.mean(lengths(rollouts)) + np.mean([len(rollout.prompt_ids) for rollout in rollouts]))

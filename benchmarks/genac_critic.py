@@ -20,14 +20,13 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from transformers import GenerationConfig
 from trl import SFTConfig, SFTTrainer
 
 from trl_credit import GenACConfig, GenACTrainer, VAPOConfig, VAPOTrainer
 from trl_credit.critic_report import Decoding, ProbeSettings, TransformersPolicy, draw_probes
 from trl_credit.critics.generative.question import critic_query, parse_score
 from trl_credit.critics.token import make_token_critic, read_values
-from trl_credit.sampling import chunks_within, sample_answers
+from trl_credit.sampling import chunks_within, sample_continuations
 from trl_credit.segmenting import segment_texts
 from trl_credit.toy.chain_critic import TEMPLATE, TEMPLATE_WITHOUT_HINT, save_start, segment_lines, trace
 from trl_credit.toy.quickstart import TINY
@@ -82,16 +81,16 @@ def generative_values(network, tokenizer, template: str, rate: float, probes, se
         assert [0, *ends[:-1]] == rollout.cuts
         texts = segment_texts(rollout.completion_ids, ends, probes.tokenizer)
         prompts += critic_query(tokenizer, template, rollout.prompt, texts, "", rate).prompts()
-    sampling = GenerationConfig(
-        max_new_tokens=ANSWER,
-        do_sample=True,
-        top_k=0,
-        eos_token_id=[tokenizer.eos_token_id],
-        pad_token_id=tokenizer.pad_token_id,
-    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        answers = sample_answers(network.eval(), prompts, sampling, chunks_within(list(map(len, prompts)), 16384))
+        answers = sample_continuations(
+            network.eval(),
+            prompts,
+            [ANSWER] * len(prompts),
+            [tokenizer.eos_token_id],
+            tokenizer.pad_token_id,
+            chunks=chunks_within(list(map(len, prompts)), 16384),
+        )
     scores = [parse_score(text) for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
     values = np.array([np.nan if score is None else score for score in scores])
     parsed = ~np.isnan(values)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny import tiny_model_dir
 from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import GRPOConfig
 
@@ -20,11 +19,6 @@ from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 
 DOCS = Path(__file__).parent.parent / "docs" / "bad_input.md"
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,15 @@ from launch import BIN, run
 from safetensors.torch import load_file
 from tiny import tiny_model_dir
 
-from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
-from trl_credit.cli import main
+import trl_credit
+from trl_credit import GRPOLambdaTrainer
+from trl_credit.cli import _TRAINING, main
 from trl_credit.cli.env import _installed
-from trl_credit.scripts.grpo_lambda import make_parser
-from trl_credit.seam import CreditConfig
+from trl_credit.methods import METHODS
+from trl_credit.options import documented_options
+from trl_credit.scripts.pretrain import pretrainer
+from trl_credit.scripts.train import main as train
+from trl_credit.scripts.train import make_parser
 from trl_credit.seam.scripts import run_grpo_script, split_launch_arguments
 
 
@@ -80,15 +84,40 @@ def test_help_imports_nothing_heavy():
     assert all(name in output for name in ("grpo-lambda", "quickstart", "env"))
 
 
-def test_help_shows_each_field_of_ours_with_its_default():
-    text = " ".join(make_parser().format_help().split())
-    ours = [field for field in fields(GRPOLambdaConfig) if field.name not in CreditConfig.__dataclass_fields__]
-    assert len(ours) == 7
+@pytest.mark.parametrize("method", METHODS)
+def test_help_shows_the_text_and_default_of_every_option_of_ours(method):
+    config = METHODS[method].load()[0]
+    ours = [field for field in fields(config) if field.name in config._declared]
+    assert {"log_credit", *documented_options(config.__doc__)} <= {field.name for field in ours} | {"epsilon"}
+    shown = "".join(make_parser(method).format_help().split())
     for field in ours:
-        option = text[text.index(f" --{field.name}") :]
-        shown = option[: option.index("(default: ")] + option[option.index("(default: ") :].split(")")[0]
-        assert " ".join(field.metadata["help"].split()) in shown
-        assert shown.endswith(f"(default: {field.default}")
+        default = field.default_factory() if field.default is MISSING else field.default
+        text = field.metadata["help"].replace("%%", "%")
+        assert f"--{field.name}" in shown and "".join(f"{text} (default: {default})".split()) in shown, field.name
+
+
+@pytest.mark.parametrize("name", [name for name in _TRAINING if name not in METHODS])
+def test_the_commands_of_stages_have_a_parser(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: trl-credit {name} [--config FILE.yaml]")
+
+
+@pytest.mark.parametrize("arguments", [[], ["ppo"]])
+def test_the_script_says_which_methods_there_are(arguments):
+    with pytest.raises(SystemExit, match="is none of the methods grpo-lambda, vapo, sppo, genac"):
+        train(arguments)
+
+
+def test_a_method_without_a_critic_has_none_to_pretrain():
+    with pytest.raises(SystemExit, match="GRPOLambdaTrainer has no critic to pretrain"):
+        pretrainer(GRPOLambdaTrainer)
+
+
+def test_every_recipe_is_that_of_one_method():
+    files = sorted(path.stem for path in (Path(trl_credit.__file__).parent / "recipes").iterdir())
+    assert sorted(recipe for method in METHODS.values() for recipe in method.recipes) == files
 
 
 def test_help_exits_well(capsys):
@@ -103,7 +132,7 @@ def test_help_exits_well(capsys):
 def test_every_option_of_trl_grpo_is_there():
     from trl.scripts.grpo import make_parser as make_trl_parser
 
-    options = [set(parser._option_string_actions) for parser in (make_parser(), make_trl_parser())]
+    options = [set(parser._option_string_actions) for parser in (make_parser("grpo-lambda"), make_trl_parser())]
     assert options[0] > options[1]
 
 
@@ -132,7 +161,7 @@ def test_no_such_command(capsys):
         (["--trace_lambda", "half"], "argument --trace_lambda/--trace-lambda: invalid"),
         (["--trace_lambda", "2"], "`trace_lambda` must be a number in [0, 1], got 2.0"),
         (["--trace_style", "old"], "invalid choice: 'old' (choose from 'recent', 'both')"),
-        (["--loss_type", "vespo"], "no trace is defined for `loss_type='vespo'`"),
+        (["--loss_type", "vespo"], "`loss_type='vespo'` has no ratio per token to trace"),
         (["--config"], "argument --config: expected one argument"),
         (["--config", "none.yaml"], "No such file or directory: 'none.yaml'"),
         (["--accelerate_config", "zero9"], "Accelerate config zero9 is neither a file nor a valid config"),
@@ -165,7 +194,9 @@ def test_bad_config_files(capsys, tmp_path, text, message):
 
 @pytest.mark.parametrize("name", ["single_gpu", "multi_gpu", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"])
 def test_names_of_trls_accelerate_configs(name):
-    launch_args, script_args = split_launch_arguments(make_parser(), [*ON_CPU, "--accelerate_config", name])
+    launch_args, script_args = split_launch_arguments(
+        make_parser("grpo-lambda"), [*ON_CPU, "--accelerate_config", name]
+    )
     assert launch_args[0] == "--config_file"
     assert Path(launch_args[1]).name == f"{name}.yaml" and Path(launch_args[1]).is_file()
     assert script_args == ON_CPU
@@ -176,13 +207,13 @@ def test_arguments_of_accelerate_go_to_accelerate(tmp_path):
     accelerate_config.write_text("distributed_type: MULTI_CPU")
     config.write_text(f"accelerate_config: {accelerate_config}\nnum_machines: 1\ntrace_lambda: 0.5")
     ours = [*ON_CPU, "--config", str(config), "--trace_style", "both"]
-    launch_args, script_args = split_launch_arguments(make_parser(), [*ours, "--num_processes", "2"])
+    launch_args, script_args = split_launch_arguments(make_parser("grpo-lambda"), [*ours, "--num_processes", "2"])
     assert launch_args == ["--config_file", str(accelerate_config), "--num_machines", "1", "--num_processes", "2"]
     assert script_args == ours
 
 
 def test_trls_script_gets_its_trainer_back():
-    args = make_parser().parse_args_and_config(ON_CPU)
+    args = make_parser("grpo-lambda").parse_args_and_config(ON_CPU)
     with pytest.raises(ValueError, match="Either `datasets` or `dataset_name` must be provided"):
         run_grpo_script(GRPOLambdaTrainer, *args)
     assert trl.GRPOTrainer.__name__ == "GRPOTrainer"
@@ -196,6 +227,7 @@ def check_run(folder: Path) -> list[dict]:
     return [entry for entry in log if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_config_file_that_flags_override(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "single_gpu"]
     run([*command, "--mixed_precision", "no", "--trace_lambda", "1.0"], cwd=folder)
@@ -206,6 +238,14 @@ def test_it_trains_from_a_config_file_that_flags_override(folder):
     assert "| `min_advantage` | `None` |" in (folder / "out" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_the_script_trains_without_our_launcher(folder):
+    flags = ["--config", "config.yaml", "--max_steps", 2]
+    run([sys.executable, "-m", "trl_credit.scripts.train", "grpo-lambda", *flags], cwd=folder)
+    assert len(check_run(folder)) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_it_trains_on_two_processes(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--accelerate_config", "multi_gpu"]
@@ -215,6 +255,7 @@ def test_it_trains_on_two_processes(folder):
     assert (folder / "out" / "checkpoint-2" / "rng_state_1.pth").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_so(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--reward_funcs", "accuracy"]
     output = run(command, cwd=folder, status=1)

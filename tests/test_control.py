@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from launch import BIN, run
 from tasks import TASKS, MountainCarVectorEnv
@@ -79,6 +80,7 @@ def test_nothing_passes_between_runs():
         assert parameter.grad[0].abs().sum() > 0 and not parameter.grad[1].any()
 
 
+@pytest.mark.slow
 def test_study_learns_and_writes_what_the_page_shows(tmp_path):
     settings = ["--tasks", "cartpole", "--runs", 2, "--updates", 8, "--output_dir", tmp_path]
     run([BIN / "python", STUDY, *settings], cwd=tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from genac_runs import make_trainer as make_genac_trainer
-from tiny import tiny_model_dir, tiny_tokenizer
+from tiny import tiny_tokenizer
 from vapo_runs import SETTINGS, make_trainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, adjoint_trace
@@ -20,11 +20,6 @@ from trl_credit.seam import CreditConfig
 
 LOGGED = {"log_credit": True, "log_credit_steps": 1}
 TOKENIZER = tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def tables(folder) -> dict[str, list[dict]]:

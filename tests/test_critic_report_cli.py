@@ -136,6 +136,7 @@ def test_it_samples_once_measures_and_writes(folder, generate_calls, capsys, mon
         assert all(row.label in elements.text for row in section.rows)
 
 
+@pytest.mark.slow
 def test_it_is_a_command(folder):
     command = [BIN / "trl-credit", *arguments(folder, "constant", output_dir="alone", prompts=2, continuations=4)]
     output = run([*command, "--completions", 1], cwd=folder)

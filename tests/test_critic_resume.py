@@ -14,6 +14,9 @@ from sppo_runs import critic_dir
 from tiny import tiny_model_dir
 
 
+pytestmark = pytest.mark.slow
+
+
 # Real sampling, so that random numbers matter; λ, optimizer and schedule all have a state by the second step.
 WORKER = """
 import os, signal, sys

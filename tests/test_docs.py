@@ -17,7 +17,7 @@ from tiny import tiny_model_dir
 import trl_credit
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.cli import main
-from trl_credit.scripts.grpo_lambda import make_parser
+from trl_credit.scripts.train import make_parser
 from trl_credit.seam import CreditConfig
 from trl_credit.toy.quickstart import make_parser as quickstart_parser
 
@@ -93,12 +93,15 @@ def test_commands_and_yaml_of_the_command_line_page_parse(tmp_path, monkeypatch)
     commands = [shlex.split(line)[2:] for line in lines if re.match("trl-credit grpo-lambda (?!--help)", line)]
     assert len(commands) == 3
     parsed = [
-        make_parser().parse_args_and_config([*c, "--bf16", "False"], return_remaining_strings=True) for c in commands
+        make_parser("grpo-lambda").parse_args_and_config([*c, "--bf16", "False"], return_remaining_strings=True)
+        for c in commands
     ]
     assert [config.trace_lambda for _, config, *_ in parsed] == [0.99, 0.98, 0.99]
     assert [config.min_advantage for _, config, *_ in parsed] == [-0.1, None, None]
     assert [rest for *_, rest in parsed] == [[], [], ["--accelerate_config", "zero2", "--num_processes", "8"]]
-    _, config, *_ = make_parser().parse_args_and_config([*commands[0], "--bf16", "False", "--min_advantage", "None"])
+    _, config, *_ = make_parser("grpo-lambda").parse_args_and_config(
+        [*commands[0], "--bf16", "False", "--min_advantage", "None"]
+    )
     assert config.min_advantage is None
 
 
@@ -114,11 +117,6 @@ def test_options_of_the_quickstart_are_on_its_page_with_their_defaults():
 
 
 # --- Metrics
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
 
 
 def logged_metrics(model_dir, output_dir, **settings) -> set[str]:
@@ -197,11 +195,13 @@ def test_scripts_of_the_trainer_page_train(model_dir, tmp_path, monkeypatch, ind
     assert isinstance(names["trainer"].model, PeftModel) == (index == 1)
 
 
-def test_trainer_of_the_architecture_page_trains_and_logs(model_dir, tmp_path):
-    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    (code,) = blocks(page, "{ .python .runnable }")
-    names = {"__name__": "own_trainer"}
-    exec(code, names)
+def test_method_of_the_contributing_page_trains_and_logs(model_dir, tmp_path):
+    page = (ROOT / "docs/contributing.md").read_text(encoding="utf-8")
+    names = {"__name__": "own_method"}
+    for code in blocks(page, "{ .python .runnable }"):
+        exec(code, names)
+    with pytest.raises(ValueError, match=r"FadingConfig: `fade` must be .* in \[0, 1\], got 2"):
+        names["FadingConfig"](str(tmp_path), fade=2)
     trainer = names["FadingTrainer"](
         model=model_dir,
         reward_funcs=lambda completions, **kwargs: [float(len(set(text))) for text in completions],

@@ -3,15 +3,9 @@
 import pytest
 import torch
 from datasets import Dataset
-from tiny import tiny_model_dir
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
 
 
 def distinct_letters(completions, **kwargs):

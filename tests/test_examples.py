@@ -11,6 +11,9 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 
+pytestmark = pytest.mark.slow
+
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROBLEMS = [
     {"question": "Tom has 3 apples and buys 4. How many?", "answer": "3 + 4 = 7\n#### 7"},

@@ -1,7 +1,6 @@
 """
-What has gone wrong with critics elsewhere, one test a row, each named for what must not happen again. The numbers are
-those of the list of failures; rows 12 to 14 need several processes and are in `distributed/test_vapo_engines.py`, row
-16 is in `test_critic_resume.py`, row 23 in `test_genac_bad_input.py`.
+What has gone wrong with critics elsewhere, each test named for what must not happen again. The numbers are those of
+the table in `docs/failures.md`, which says where its other rows are tested.
 """
 
 import copy
@@ -9,22 +8,12 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_model_dir
+from tiny import tiny_model
 from transformers import AutoModelForTokenClassification
 from vapo_runs import LENGTH, make_trainer, share_of_even
 
 from trl_credit import gae, length_adaptive_lambda
 from trl_credit.critics.token import make_token_critic, read_values
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def pad_is_eos_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"), pad_is_eos=True)
 
 
 def noisy_critic(seed=1):
@@ -260,7 +249,7 @@ def test_13_the_policy_is_saved_without_the_critic_in_it(model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path)
     trainer.train()
     trainer.save_model()
-    saved, base = load_file(tmp_path / "model.safetensors"), load_file(model_dir / "model.safetensors")
+    saved, base = load_file(tmp_path / "model.safetensors"), load_file(f"{model_dir}/model.safetensors")
     assert saved.keys() == base.keys()
     assert not any("score" in name for name in dict(trainer.model.named_parameters()))  # what vLLM is sent
     assert "score.weight" in load_file(tmp_path / "critic" / "model.safetensors")

@@ -24,7 +24,8 @@ def textbook(rewards, values, mask, gamma, lam, bootstrap):
             value = values[i, tokens[k]].item()
             after = values[i, tokens[k + 1]].item() if k + 1 < len(tokens) else bootstrap[i].item()
             delta = per_step[k] + gamma * after - value
-            advantage = delta + gamma * lam[i].item() * advantage
+            decay = lam[i].item() if lam.dim() == 1 else lam[i, tokens[k]].item()
+            advantage = delta + gamma * decay * advantage
             advantages[i, tokens[k]] = advantage
             returns[i, tokens[k]] = advantage + value
     return advantages, returns
@@ -58,6 +59,22 @@ def test_gae_is_the_textbook_loop(gamma, per_token, ends):
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     if ends == "terminal":
         torch.testing.assert_close(gae(rewards, values, mask, gamma, lam), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_every_token_may_have_a_lambda_of_its_own(gamma):
+    rewards, values, mask, _, bootstrap = batch(2)
+    lam = torch.rand(mask.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = textbook(rewards, values, mask, gamma, lam, bootstrap)
+    spoiled = torch.where(mask, lam, torch.nan)  # what is no time step has none
+    torch.testing.assert_close(gae(rewards, values, mask, gamma, spoiled, bootstrap), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_lambda_of_1_within_a_segment_and_0_at_its_end_is_gae_over_segments():
+    values, ends = torch.tensor([[0.5, 9.0, 0.25, 9.0]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]])
+    advantages, _ = gae(torch.tensor([1.0]), values, torch.ones(1, 4), lam=1 - ends)
+    # Columns 0 and 2 begin the segments: A = V(next segment) - V = -0.25 and R - V = 0.75.
+    assert advantages[0, [0, 2]].tolist() == [-0.25, 0.75]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
@@ -113,7 +130,7 @@ def test_shapes_that_do_not_match_are_refused_by_name():
         gae(torch.zeros(3), torch.zeros(2, 3), torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"`values` \(2, 4\) and `mask` \(2, 3\)"):
         gae(torch.zeros(2), torch.zeros(2, 4), torch.ones(2, 3))
-    with pytest.raises(ValueError, match=r"each of 2 rows, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"each of 2 rows .* got \(3,\)"):
         gae(torch.zeros(2), torch.zeros(2, 3), torch.ones(2, 3), lam=torch.ones(3))
 
 

@@ -5,12 +5,7 @@ import torch
 from datasets import Dataset
 from genac_oracle import Oracle, Sample
 from genac_runs import fit_critic, make_trainer, share_of_even
-from tiny import tiny_model, tiny_model_dir
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+from tiny import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What GenAC refuses, by the table of its page in the docs, and what it bears: row 23 of the list of failures."""
+"""What GenAC refuses, by the table of its page in the docs, and what it bears."""
 
 import re
 from pathlib import Path

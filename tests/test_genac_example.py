@@ -17,6 +17,9 @@ from tiny import tiny_model_dir
 from trl_credit.toy.tiny_model import TinyModelSettings, make_model, make_tokenizer
 
 
+pytestmark = pytest.mark.slow
+
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What makes hours on a GPU a minute on a CPU. The template is short, the script and the stages are the example's.
 SMALL = {

@@ -238,6 +238,7 @@ ask_all(Endpoint(sys.argv[1], "oracle"), states, Journal(Path(sys.argv[2])), con
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_and_started_again_asks_only_what_has_no_answer(tmp_path):
     path = tmp_path / "answers.jsonl"
 

@@ -15,6 +15,9 @@ from test_critic_resume import same_tensors
 from tiny import tiny_model_dir
 
 
+pytestmark = pytest.mark.slow
+
+
 # Real sampling of policy and critic, so that random numbers matter; hint, stand-in value, validation, optimizer and
 # schedule all have a state by the second step.
 WORKER = """

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 from safetensors.torch import load_file
-from tiny import tiny_model_dir
+
+
+pytestmark = pytest.mark.slow
 
 
 STEPS, SAVED, KILLED = 6, 4, 5
@@ -32,11 +34,6 @@ trainer = CriticSFTTrainer(model=model, args=args, train_dataset=traces, callbac
 trainer.train(resume_from_checkpoint=how == "resume")
 trainer.save_model()
 """
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def fit(model_dir, folder, how: str) -> int:

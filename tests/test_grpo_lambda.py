@@ -4,18 +4,12 @@ import pytest
 import torch
 from datasets import Dataset
 from test_traces import dense_trace
-from tiny import tiny_model_dir
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
 
 
 ROWS, PROMPT, LENGTH = 4, 5, 12
 EPSILON, EPSILON_HIGH = 0.2, 0.28
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
 
 
 def make_trainer(model_dir, tmp_path, **settings):

@@ -22,6 +22,9 @@ from safetensors.torch import load, load_file
 from tiny import tiny_model_dir
 
 
+pytestmark = pytest.mark.slow
+
+
 SCRIPT = Path(__file__).parents[1] / "examples" / "push_to_hub.py"
 TOKENS = {"hf_writes": ("user", "write"), "hf_reads": ("user", "read")}
 TINY_RUN = shlex.split("""--max_steps 2 --save_steps 1 --logging_steps 1 --max_completion_length 16 --num_generations 4

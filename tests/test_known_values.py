@@ -15,6 +15,7 @@ def policy_dir(tmp_path_factory):
     return chain_policy_dir(tmp_path_factory.mktemp("policy"))
 
 
+@pytest.mark.slow
 def test_explained_variance_against_the_true_values_is_above_08_and_v_falls_at_the_first_wrong_step(
     policy_dir, tmp_path
 ):

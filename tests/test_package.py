@@ -26,6 +26,7 @@ print(json.dumps([seconds, [name for name in heavy if name in sys.modules]]))
     assert all(loaded == [] for _, loaded in runs)
 
 
+@pytest.mark.slow
 def test_trainers_need_no_optional_package():
     code = """
 import json, sys

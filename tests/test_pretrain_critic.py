@@ -9,17 +9,12 @@ import pytest
 import torch
 from launch import BIN, run
 from safetensors.torch import load_file
-from tiny import tiny_model_dir
 from vapo_runs import make_trainer
 
 from trl_credit import VAPOConfig
-from trl_credit.cli.launch import _recipes, _with_recipe
-from trl_credit.scripts.vapo import make_parser
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+from trl_credit.cli.launch import with_recipe
+from trl_credit.methods import METHODS
+from trl_credit.scripts.train import make_parser
 
 
 def test_a_pretrained_critic_is_saved_and_serves_a_later_run(model_dir, tmp_path):
@@ -96,8 +91,10 @@ def test_the_completions_table_has_the_values_of_every_token(model_dir, tmp_path
 def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
     base = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--bf16", "false", "--use_cpu"]
     batch = ["--per_device_train_batch_size", "16"]
-    _, args, _, _ = make_parser().parse_args_and_config([*_with_recipe(["--config", name]), *base, *batch])
-    assert isinstance(args, VAPOConfig) and name in _recipes()
+    _, args, _, _ = make_parser("vapo").parse_args_and_config(
+        [*with_recipe(["--config", name], METHODS["vapo"].recipes), *base, *batch]
+    )
+    assert isinstance(args, VAPOConfig)
     expected = {
         "vapo": ("length_adaptive", 1.0, 50, 0.28, 0.1),
         "vc_ppo": (0.95, 1.0, 50, 0.2, 0.0),
@@ -107,6 +104,7 @@ def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
     assert (*settings, args.positive_lm_coef) == expected[name]
 
 
+@pytest.mark.slow
 def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_path):
     problems = [{"prompt": prompt, "solution": "7"} for prompt in ("a", "bc", "d e", "fgh")]
     (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))

@@ -95,6 +95,7 @@ draw_probes(sys.argv[2], policy, PROMPTS, no_x, ProbeSettings(**SETTINGS))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_what_is_on_disk(policy_dir, tmp_path):
     whole_policy, policy = load_policy(policy_dir, batch_size=64), load_policy(policy_dir, batch_size=64)
     settings = ProbeSettings(**SETTINGS)

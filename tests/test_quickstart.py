@@ -13,7 +13,7 @@ from tiny import tiny_model_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_credit.toy
-from trl_credit.toy import program, tiny_model
+from trl_credit.toy import quickstart, tiny_model
 from trl_credit.toy.scoring import Estimate, evaluate, held_out_problems
 from trl_credit.toy.task import ALPHABET, ChainTask, ChatTask, Teacher, solve, value
 from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load, make_tokenizer
@@ -135,7 +135,7 @@ def small(monkeypatch):
     """A smaller model of shorter problems, with little training: the program runs as ever, in seconds."""
     settings = functools.partial(TinyModelSettings, hidden_size=32, layers=1, heads=2, steps=60, batch_size=32)
     monkeypatch.setattr(tiny_model, "TinyModelSettings", settings)
-    monkeypatch.setattr(program, "TINY", replace(program.TINY, terms=(3,)))
+    monkeypatch.setattr(quickstart, "TINY", replace(quickstart.TINY, terms=(3,)))
     return settings(terms=(3,))
 
 

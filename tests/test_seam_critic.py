@@ -47,6 +47,7 @@ def run(model_dir, out, **moved):
         "_save_checkpoint",
         "_load_optimizer_and_scheduler",
         "_load_rng_state",
+        "_load_from_checkpoint",
     )
 
     def remember(name):
@@ -109,6 +110,8 @@ def missing(seen) -> list[str]:
     loaded = of("_load_optimizer_and_scheduler", seen.resumed)
     need(bool(loaded) and loaded[0][1][0].endswith("checkpoint-1"), "_load_optimizer_and_scheduler")
     need(bool(of("_load_rng_state", seen.resumed)), "_load_rng_state")
+    weights = of("_load_from_checkpoint", seen.resumed)
+    need(bool(weights) and weights[0][1][0].endswith("checkpoint-1"), "_load_from_checkpoint")
     need("extra" in getattr(trainer, "_logs", {}), "_logs: extra")
     need(all(call[2].get("completion_ids") for call in of("reward")), "reward functions: completion_ids")
     need(trainer.log_completions is False, "log_completions")
@@ -146,7 +149,7 @@ def test_a_name_that_moves_is_named(model_dir, tmp_path, monkeypatch):
         without = types.SimpleNamespace(**{**vars(seen), "calls": [call for call in seen.calls if call[0] != name]})
         if name != "_prepare_inputs":  # the loss is computed on its result
             assert any(name in wrong for wrong in missing(without)), name
-    for name in ("_load_optimizer_and_scheduler", "_load_rng_state"):
+    for name in ("_load_optimizer_and_scheduler", "_load_rng_state", "_load_from_checkpoint"):
         rest = [call for call in seen.resumed if call[0] != name]
         assert name in missing(types.SimpleNamespace(**{**vars(seen), "resumed": rest}))
     for name, wrong in (("_buffered_inputs", "_buffered_inputs"), ("_logs", "_logs: extra")):

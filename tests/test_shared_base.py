@@ -21,11 +21,6 @@ def lora(**settings):
     return LoraConfig(task_type="CAUSAL_LM", **{**ADAPTERS, **settings})
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
 def trained(network):
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 

@@ -12,12 +12,7 @@ from sppo_runs import (
     share_of_even,
     unscored_now_and_then,
 )
-from tiny import tiny_model_dir, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
+from tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,13 @@ from sppo_runs import (
     rollout_of,
     share_of_even,
 )
-from tiny import tiny_model, tiny_model_dir
+from tiny import tiny_model
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from vapo_runs import PROMPTS
 
 from trl_credit import SPPOTrainer
 from trl_credit.critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
 from trl_credit.critics.token import head_of, make_token_critic
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +91,7 @@ def test_a_run_passes_its_tools_and_template_arguments_on(model_dir, critic, tmp
     )
     trainer.tools = [add]
     trainer.rollout_rows = [{"prompt": prompt} for prompt in CONVERSATIONS[:2]]
-    prompts, _ = trainer.prompts_for_critic({})
+    prompts, _ = trainer.critic_reader.prompts(trainer.with_prompts({}))
     assert prompts.tolist() == 2 * [critic_tokenizer()("addxyz:")["input_ids"]]
 
 
@@ -145,7 +140,7 @@ def test_the_critics_tokenizer_is_saved_beside_it_and_read_from_there(model_dir,
     assert isinstance(again.critic_processing_class, PreTrainedTokenizerFast)
     assert tokenize_prompts(again.critic_processing_class, CONVERSATIONS) == [critic_ids(p) for p in CONVERSATIONS]
     prompts = pad_prompts([critic_ids("ab"), critic_ids("c")])
-    assert torch.equal(again.values(prompts), trainer.values(prompts))
+    assert torch.equal(again.critic_reader.prompt_values(prompts), trainer.critic_reader.prompt_values(prompts))
     # The policy's own is where the policy is.
     assert len(AutoTokenizer.from_pretrained(tmp_path / "one")) > 200
 
@@ -198,7 +193,7 @@ def test_a_critic_with_adapters_trains_them_and_its_head_alone(model_dir, critic
     assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"] == str(critic)
     again = make_trainer(model_dir, tmp_path / "again", critic=saved)
     prompts = pad_prompts([critic_ids("ab"), critic_ids("c")])
-    assert torch.equal(again.values(prompts), trainer.values(prompts))
+    assert torch.equal(again.critic_reader.prompt_values(prompts), trainer.critic_reader.prompt_values(prompts))
 
 
 def test_a_critic_on_the_policys_base_reads_the_policys_prompts(model_dir, tmp_path):
@@ -275,7 +270,9 @@ def test_the_card_of_the_critic_says_how_to_read_its_value(model_dir, critic, tm
     code = card.split("```python\n")[1].split("```")[0]
     names = {"path": str(tmp_path / "critic"), "input_ids": torch.tensor([critic_ids("ab")])}
     exec(code, names)
-    assert names["value"].item() == pytest.approx(trainer.values(pad_prompts([critic_ids("ab")])).item(), abs=1e-6)
+    assert names["value"].item() == pytest.approx(
+        trainer.critic_reader.prompt_values(pad_prompts([critic_ids("ab")])).item(), abs=1e-6
+    )
 
 
 def test_the_trainer_is_published_under_its_name(model_dir, tmp_path):

@@ -11,12 +11,12 @@ from launch import BIN, run
 from safetensors.torch import load_file
 from sppo_runs import CONVERSATIONS, critic_dir, make_trainer
 from test_docs import blocks, rows, section
-from tiny import tiny_model_dir
 from transformers import AutoTokenizer
 
 from trl_credit import SPPOConfig, SPPOTrainer
-from trl_credit.cli.launch import _with_recipe
-from trl_credit.scripts.sppo import make_parser
+from trl_credit.cli.launch import with_recipe
+from trl_credit.methods import METHODS
+from trl_credit.scripts.train import make_parser
 
 
 ROOT = Path(__file__).parents[1]
@@ -27,11 +27,6 @@ BASE = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o",
 
 def default(field) -> str:
     return str(field.default_factory() if field.default is MISSING else field.default)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,7 @@ def test_table_of_options_says_what_the_config_says():
 
 
 def test_help_of_the_command_has_the_same_options_and_defaults():
-    shown = "".join(make_parser().format_help().split())
+    shown = "".join(make_parser("sppo").format_help().split())
     for field in OWN_FIELDS:
         described = "".join(f"{field.metadata['help']} (default: {default(field)})".split())
         assert f"--{field.name}" in shown and described in shown, field.name
@@ -61,7 +56,7 @@ def test_help_of_the_command_has_the_same_options_and_defaults():
 
 def test_a_range_comes_from_a_flag_and_from_a_file(tmp_path):
     def parse(*argv):
-        return make_parser().parse_args_and_config([*BASE, *argv])[1].reward_range
+        return make_parser("sppo").parse_args_and_config([*BASE, *argv])[1].reward_range
 
     assert parse() == [0, 1]
     assert parse("--reward_range", "-1", "1", "--critic_loss", "bce") == [-1, 1]
@@ -80,7 +75,9 @@ IN_RECIPES += ["lr_scheduler_type", "critic_lr_scheduler_type", "critic_learning
 @pytest.mark.parametrize("name", ["sppo_1p5b", "sppo_7b_small_critic"])
 def test_every_recipe_is_read_by_the_parser_and_has_the_settings_of_the_page(name):
     batch = ["--per_device_train_batch_size", "16"]
-    _, args, _, _ = make_parser().parse_args_and_config([*_with_recipe(["--config", name]), *BASE, *batch])
+    _, args, _, _ = make_parser("sppo").parse_args_and_config(
+        [*with_recipe(["--config", name], METHODS["sppo"].recipes), *BASE, *batch]
+    )
     header, *table = rows(section(PAGE, "## Recipes"))
     for option in IN_RECIPES:
         (row,) = [row for row in table if option in re.findall(r"\w+", row[3])]
@@ -138,8 +135,8 @@ def test_the_command_of_the_page_parses():
     (command,) = blocks(PAGE, "bash")
     argv = shlex.split(command.replace("\\\n", ""))
     assert argv[:2] == ["trl-credit", "sppo"]
-    _, args, model, _, rest = make_parser().parse_args_and_config(
-        [*_with_recipe(argv[2:]), "--bf16", "false"], return_remaining_strings=True
+    _, args, model, _, rest = make_parser("sppo").parse_args_and_config(
+        [*with_recipe(argv[2:], METHODS["sppo"].recipes), "--bf16", "false"], return_remaining_strings=True
     )
     assert rest == [] and model.model_name_or_path == "Qwen/Qwen2.5-1.5B-Instruct"
     # 256 prompts on one device, two updates.
@@ -147,6 +144,7 @@ def test_the_command_of_the_page_parses():
     assert args.per_device_train_batch_size * args.steps_per_generation == 256
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_a_critic_of_another_family(model_dir, critic, tmp_path):
     problems = [{"prompt": prompt, "solution": "7"} for prompt in CONVERSATIONS]
     (tmp_path / "problems.jsonl").write_text("\n".join(json.dumps(problem) for problem in problems))
@@ -164,7 +162,7 @@ def test_the_command_trains_with_a_critic_of_another_family(model_dir, critic, t
     steps = [entry for entry in log if "loss" in entry]
     assert len(steps) == 2 and all(0 < entry["critic/brier"] < 1 and entry["critic/loss"] > 0 for entry in steps)
     for folder, start in ((out, model_dir), (out / "critic", critic)):
-        before, after = (load_file(path / "model.safetensors") for path in (start, folder))
+        before, after = (load_file(f"{path}/model.safetensors") for path in (start, folder))
         assert before.keys() == after.keys() and any(not after[name].equal(before[name]) for name in before)
     assert len(AutoTokenizer.from_pretrained(out / "critic")) == len(AutoTokenizer.from_pretrained(critic))
     card = (out / "README.md").read_text(encoding="utf-8")

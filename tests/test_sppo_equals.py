@@ -11,15 +11,9 @@ from sppo_runs import (
     share_of_even,
     unscored_now_and_then,
 )
-from tiny import tiny_model_dir
 from vapo_runs import PROMPTS, SETTINGS
 
 from trl_credit.seam import CreditConfig, CreditTrainer
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,6 @@ DECAY = 0.9
 PROMPTS = ["ab", "cd ef", "a", "b c d"]
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def moe_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model"), "qwen3_moe", router_aux_loss_coef=0.1))
-
-
 # --- The loss, with ratios of all kinds
 
 

@@ -4,14 +4,8 @@ import copy
 
 import pytest
 import torch
-from tiny import tiny_model_dir
 from vapo_oracle import Oracle
 from vapo_runs import even_tokens, make_trainer, samples_of, share_of_even
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

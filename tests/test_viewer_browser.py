@@ -9,6 +9,9 @@ from browser import chromium
 from trl_credit.credit_log import read_completions, write_page
 
 
+pytestmark = pytest.mark.slow
+
+
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
     "<img src=x onerror='window.hacked = 1'>",

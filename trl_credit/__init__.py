@@ -5,43 +5,30 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import moved
+from .methods import METHODS
 
 
 moved.install()
 __version__ = version("trl-credit")
 
-# Public names and where they live. Nothing is imported before it is asked for, so that `import trl_credit` is instant.
-_LAZY = {
-    "GRPOLambdaConfig": "trl_credit.trainers.grpo_lambda.grpo_lambda_config",
-    "GRPOLambdaTrainer": "trl_credit.trainers.grpo_lambda.grpo_lambda_trainer",
-    "CriticEngine": "trl_credit.critics.engine.engine",
-    "GenACConfig": "trl_credit.trainers.genac.genac_config",
-    "GenACTrainer": "trl_credit.trainers.genac.genac_trainer",
-    "SPPOConfig": "trl_credit.trainers.sppo.sppo_config",
-    "SPPOTrainer": "trl_credit.trainers.sppo.sppo_trainer",
-    "CriticProbeCallback": "trl_credit.critic_report",
-    "VAPOConfig": "trl_credit.trainers.vapo.vapo_config",
-    "VAPOTrainer": "trl_credit.trainers.vapo.vapo_trainer",
-    "adjoint_trace": "trl_credit.credit.traces",
-    "binary_cross_entropy": "trl_credit.credit.value_loss",
-    "brier_score": "trl_credit.credit.calibration",
-    "calibration_sums": "trl_credit.credit.calibration",
-    "eligibility_trace": "trl_credit.credit.traces",
-    "evaluate_critic": "trl_credit.critic_report",
-    "expected_calibration_error": "trl_credit.credit.calibration",
-    "gae": "trl_credit.credit.gae",
-    "length_adaptive_lambda": "trl_credit.credit.gae",
-    "linear_recurrence": "trl_credit.credit.recurrence",
-    "monte_carlo_returns": "trl_credit.credit.gae",
-    "relative_position_lambda": "trl_credit.credit.gae",
-    "trace_weights": "trl_credit.credit.traces",
-    "value_gap_bound": "trl_credit.credit.lemma",
-    "whiten": "trl_credit.credit.gae",
+# Public names beside those of the methods, by where they live. Nothing is imported before it is asked for, so that
+# `import trl_credit` is instant.
+_OTHERS = {
+    "credit.calibration": ("brier_score", "calibration_sums", "expected_calibration_error"),
+    "credit.gae": ("gae", "length_adaptive_lambda", "monte_carlo_returns", "relative_position_lambda", "whiten"),
+    "credit.lemma": ("value_gap_bound",),
+    "credit.recurrence": ("linear_recurrence",),
+    "credit.traces": ("adjoint_trace", "eligibility_trace", "trace_weights"),
+    "credit.value_loss": ("binary_cross_entropy",),
+    "critic_report": ("CriticProbeCallback", "evaluate_critic"),
+    "critics.engine.engine": ("CriticEngine",),
 }
+_LAZY = {name: module for method in METHODS.values() for name, module in method.places.items()}
+_LAZY |= {name: f"trl_credit.{module}" for module, names in _OTHERS.items() for name in names}
 
 __all__ = ["__version__", *_LAZY]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for mypy and editors; `tests/test_package.py` holds it to `_LAZY`
     from .credit.calibration import brier_score as brier_score
     from .credit.calibration import calibration_sums as calibration_sums
     from .credit.calibration import expected_calibration_error as expected_calibration_error
@@ -67,6 +54,8 @@ if TYPE_CHECKING:
     from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig
     from .trainers.vapo.vapo_trainer import VAPOTrainer as VAPOTrainer
+    from .trainers.vineppo.vineppo_config import VinePPOConfig as VinePPOConfig
+    from .trainers.vineppo.vineppo_trainer import VinePPOTrainer as VinePPOTrainer
 
 
 def __getattr__(name: str):

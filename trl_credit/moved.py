@@ -16,7 +16,12 @@ MOVED = {
     "critic_engine": ("critics.engine.engine",),
     "diagnostics": ("critic_report",),
     "diagnostics.callback": ("critic_report.callback",),
-    "diagnostics.critics": ("critic_report.critics",),
+    "diagnostics.critics": (
+        "critic_report.critics",
+        "critics.token",
+        "critics.prompt",
+        "critics.generative.critic",
+    ),
     "diagnostics.evaluation": ("critic_report.report",),
     "diagnostics.page": ("critic_report.report_page",),
     "diagnostics.policies": ("critic_report.policies",),

@@ -1,6 +1,6 @@
-"""What a generative critic writes, sampled with transformers."""
+"""Continuations of texts, sampled with transformers: padded, generated and cut at their end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,38 +29,64 @@ def chunks_within(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def sample_answers(
-    network: Any, prompts: list[list[int]], config: GenerationConfig, chunks: list[list[int]], synced: bool = False
+def sample_continuations(
+    network: Any,
+    prompts: Sequence[list[int]],
+    room: Sequence[int],
+    ends: Iterable[int],
+    pad: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    chunks: list[list[int]] | None = None,
+    synced: bool = False,
 ) -> list[list[int]]:
     """
-    Sample one answer to each prompt.
+    Sample one continuation of each prompt.
 
     Args:
         network (`PreTrainedModel` or `PeftModel`):
             A causal LM, in evaluation mode.
-        prompts (`list[list[int]]`):
+        prompts (`Sequence[list[int]]`):
             Token ids.
-        config (`~transformers.GenerationConfig`):
-            How to sample, `pad_token_id` and `eos_token_id` (a list) included.
-        chunks (`list[list[int]]`):
-            Indices of the prompts that are generated together. An empty chunk takes part in the forward passes of
-            other processes, and no more.
+        room (`Sequence[int]`):
+            Most tokens of each continuation.
+        ends (`Iterable[int]`):
+            Tokens that end one.
+        pad (`int`):
+            The token of the padding.
+        temperature, top_p, top_k (*optional*):
+            How tokens are drawn: by default from the whole distribution.
+        chunks (`list[list[int]]`, *optional*):
+            Indices of the prompts that are generated together. An empty chunk takes part in the forward passes of other
+            processes, and no more. Default: all together.
         synced (`bool`, *optional*, defaults to `False`):
             Whether weights are split over processes, which must then make as many forward passes each.
 
     Returns:
-        `list[list[int]]`: Token ids of the answers, up to and with the first end of sequence.
+        `list[list[int]]`: Token ids of the continuations, up to and with the first end.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    ends = set(config.eos_token_id)  # type: ignore[arg-type]
-    for chunk in chunks:
-        texts = [prompts[index] for index in chunk] or [[config.pad_token_id]]
+    ends = set(ends)
+    continuations: list[list[int]] = [[] for _ in prompts]
+    for chunk in [list(range(len(prompts)))] if chunks is None else chunks:
+        texts = [prompts[index] for index in chunk] or [[pad]]
         longest = max(map(len, texts))
-        ids = torch.full((len(texts), longest), config.pad_token_id)  # type: ignore[arg-type]
+        ids = torch.full((len(texts), longest), pad)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):
             ids[row, longest - len(text) :] = torch.tensor(text)
             mask[row, longest - len(text) :] = 1
+        config = GenerationConfig(
+            max_new_tokens=max((room[index] for index in chunk), default=max(room, default=1)),
+            do_sample=True,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=1.0,  # some checkpoints bring one
+            eos_token_id=sorted(ends),
+            pad_token_id=pad,
+            disable_compile=True,
+        )
         written = network.generate(
             input_ids=ids.to(network.device),
             attention_mask=mask.to(network.device),
@@ -68,6 +94,7 @@ def sample_answers(
             synced_gpus=synced,
         )[:, longest:].tolist()
         for index, tokens in zip(chunk, written, strict=False):
+            tokens = tokens[: room[index]]
             length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-            answers[index] = tokens[:length]
-    return answers
+            continuations[index] = tokens[:length]
+    return continuations

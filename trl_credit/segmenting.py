@@ -153,6 +153,16 @@ class DelimiterSegmenter:
 _NO_DELIMITER = len(_DELIMITERS)
 
 
+def check_ends(ends: Sequence[int], length: int) -> None:
+    """Refuse ends that do not divide a completion of so many tokens into segments."""
+    starts = [0, *ends[:-1]]
+    if any(start >= end for start, end in zip(starts, ends, strict=False)) or [0, *ends][-1] != length:
+        raise ValueError(
+            "A segmenter must return strictly increasing ends of which the last is the number of tokens "
+            f"({length}); got {list(ends)}."
+        )
+
+
 def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> list[str]:
     """
     Texts of the segments of a completion. Together they are its text, whatever the segments and the tokenizer.
@@ -174,12 +184,7 @@ def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> l
         ValueError: If `ends` do not divide the completion into segments.
     """
     ends, token_ids = list(ends), list(token_ids)
-    starts = [0, *ends[:-1]]
-    if any(start >= end for start, end in zip(starts, ends, strict=False)) or (ends or [0])[-1] != len(token_ids):
-        raise ValueError(
-            "A segmenter must return strictly increasing ends of which the last is the number of tokens "
-            f"({len(token_ids)}); got {ends}."
-        )
+    check_ends(ends, len(token_ids))
     if not ends:
         return []
     text = _decode(tokenizer, token_ids)

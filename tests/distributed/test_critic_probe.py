@@ -7,15 +7,9 @@ import torch
 from datasets import Dataset
 from launch import BIN, TESTS, run
 from probe_worker import TRAINERS, measured, probes_of, train
-from tiny import tiny_model_dir
 
 from trl_credit import CriticProbeCallback, GRPOLambdaConfig, GRPOLambdaTrainer
 from trl_credit.critic_report import PromptCritic, TokenCritic, evaluate_critic
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return str(tiny_model_dir(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +57,7 @@ def test_it_refuses_what_it_cannot_measure(trained, model_dir, probes, tmp_path)
     config = GRPOLambdaConfig(str(tmp_path), bf16=False, use_cpu=True, per_device_train_batch_size=8)
     data = Dataset.from_dict({"prompt": ["a"] * 8})
     plain = GRPOLambdaTrainer(model_dir, lambda completions, **_: [1.0] * len(completions), config, data)
-    with pytest.raises(TypeError, match="knows VAPOTrainer and SPPOTrainer, got a GRPOLambdaTrainer"):
+    with pytest.raises(TypeError, match="needs a trainer with a critic, got a GRPOLambdaTrainer"):
         CriticProbeCallback(plain, probes)
     with pytest.raises(ValueError, match="`every_n_steps` must be a whole number of at least 1, got 0"):
         CriticProbeCallback(trained["vapo"], probes, every_n_steps=0)

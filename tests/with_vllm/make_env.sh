@@ -2,7 +2,7 @@
 # Makes the environment that the tests in this folder run in: vLLM's CPU build, TRL and this repository (editable).
 #
 #     tests/with_vllm/make_env.sh [DIR]        # default: .venv-vllm in the repository
-#     OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/with_vllm
+#     OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m "" tests/with_vllm
 #
 # An environment of its own, since vLLM pins its dependencies (transformers among them). 3.7 GB, a few minutes; once
 # made, running this again takes seconds. PYTHON chooses the interpreter.

@@ -4,18 +4,39 @@ import sys
 from argparse import ArgumentParser
 from importlib import import_module
 from importlib.metadata import version
+from typing import NamedTuple
+
+from ..methods import METHODS
 
 
-# Subcommands that train: `trl_credit/scripts/<name>.py` has the parser and what it runs.
-_TRAINING = {
-    "grpo-lambda": "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces",
-    "vapo": "Train with VAPO, VC-PPO or PPO: token-level credit from a critic",
-    "sppo": "Train with SPPO: one completion a prompt, and a critic that reads the prompt alone",
-    "genac": "Train with GenAC: segment-level credit from a critic that reasons in words",
-    "genac-traces": "Stage 1 of GenAC: sample partial solutions, and ask an oracle to reason about their value",
-    "genac-sft": "Stage 1 of GenAC: fit the critic to the oracle's traces",
-    "genac-pretrain": "Stage 2 of GenAC: train the critic by REINFORCE on rollouts of a policy that does not move",
-    "pretrain-critic": "Fit a critic to a policy that does not move, to be used by later runs",
+class Training(NamedTuple):
+    """A subcommand that trains: what it does, and what [`launch`] is told."""
+
+    help: str
+    script: str
+    method: str | None = None
+    recipes: tuple[str, ...] = ()
+
+
+_TRAINING = {name: Training(row.help, "train", name, row.recipes) for name, row in METHODS.items()} | {
+    "genac-traces": Training(
+        "Stage 1 of GenAC: sample partial solutions, and ask an oracle to reason about their value",
+        "genac_traces",
+        recipes=METHODS["genac"].recipes,
+    ),
+    "genac-sft": Training("Stage 1 of GenAC: fit the critic to the oracle's traces", "genac_sft"),
+    "genac-pretrain": Training(
+        "Stage 2 of GenAC: train the critic by REINFORCE on rollouts of a policy that does not move",
+        "pretrain",
+        "genac",
+        METHODS["genac"].recipes,
+    ),
+    "pretrain-critic": Training(
+        "Fit a critic to a policy that does not move, to be used by later runs",
+        "pretrain",
+        "vapo",
+        METHODS["vapo"].recipes,
+    ),
 }
 # All others: the module whose `main(argv)` they are.
 _OTHERS = {
@@ -45,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=version("trl-credit"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name, text in (_TRAINING | {name: text for name, (_, text) in _OTHERS.items()}).items():
+    texts = {name: row.help for name, row in _TRAINING.items()} | {name: text for name, (_, text) in _OTHERS.items()}
+    for name, text in texts.items():
         commands.add_parser(name, help=text, add_help=False)
 
     name = parser.parse_args(argv[:1]).command
@@ -55,5 +77,6 @@ def main(argv: list[str] | None = None) -> int:
     if name in _TRAINING:
         from .launch import launch
 
-        return launch(name, argv[1:])
+        training = _TRAINING[name]
+        return launch(name, argv[1:], training.script, training.method, training.recipes)
     return import_module(_OTHERS[name][0]).main(argv[1:]) or 0

@@ -23,8 +23,9 @@ def make_parser() -> ArgumentParser:
         required=True,
         nargs="+",
         metavar="CRITIC",
-        help="folder or Hub id of a token critic or a reward model; prompt:PATH_OR_ID, a critic of SPPO; "
-        "generative:PATH_OR_ID, one of GenAC; constant or constant:VALUE; leave_one_out",
+        help="folder or Hub id of a critic that a trainer has saved, or of a reward model; prompt:PATH_OR_ID, a critic "
+        "of SPPO, and generative:PATH_OR_ID, one of GenAC, where no critic.json says so; constant or constant:VALUE; "
+        "leave_one_out",
     )
     add(
         "--dataset_name",
@@ -69,22 +70,20 @@ def make_parser() -> ArgumentParser:
     add(
         "--critic_loss",
         choices=["bce", "mse"],
-        default="bce",
-        help="what prompt critics were trained with: with bce they answer a logit (default: %(default)s)",
+        help="what prompt critics were trained with: with bce they answer a logit (default: as their critic.json says, "
+        "or bce)",
     )
     add(
         "--reward_range",
         type=float,
         nargs=2,
-        default=(0.0, 1.0),
         metavar=("LOW", "HIGH"),
-        help="of prompt critics that were trained with bce (default: 0 1)",
+        help="of prompt critics that were trained with bce (default: as their critic.json says, or 0 1)",
     )
     add(
         "--critic_max_completion_length",
         type=int,
-        default=1024,
-        help="longest answer of generative critics (default: %(default)s)",
+        help="longest answer of generative critics (default: as their critic.json says, or 1024)",
     )
     add("--draws", type=int, default=500, help="resamplings for the intervals (default: %(default)s)")
     add(
@@ -104,7 +103,7 @@ def main(argv: list[str]) -> int:
     for name in ("prompts", "batch_size", "draws"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if not args.reward_range[0] < args.reward_range[1]:
+    if args.reward_range and not args.reward_range[0] < args.reward_range[1]:
         parser.error(f"--reward_range must rise, got {args.reward_range[0]:g} {args.reward_range[1]:g}")
     try:
         return _report(args)
@@ -191,7 +190,8 @@ def _show(console, reports) -> None:
 
 
 def _critic(spec: str, args: Namespace, tokenizer):
-    from ..critic_report import ConstantCritic, GenerativeCritic, LeaveOneOutMean, PromptCritic, TokenCritic
+    from ..critic_report import ConstantCritic, LeaveOneOutMean
+    from ..critics.loading import load_critic
 
     if spec == "leave_one_out":
         return LeaveOneOutMean()
@@ -203,15 +203,20 @@ def _critic(spec: str, args: Namespace, tokenizer):
             return ConstantCritic(float(rest))
         except ValueError:
             raise ValueError(f"--critics constant:VALUE needs a number, got {rest!r}.") from None
-    if kind == "generative":
-        return GenerativeCritic.from_pretrained(
-            rest, tokenizer, args.dtype, max_completion_length=args.critic_max_completion_length
-        )
-    if kind == "prompt":
-        return PromptCritic.from_pretrained(
-            rest, args.critic_loss, tuple(args.reward_range), args.batch_size, dtype=args.dtype
-        )
-    return TokenCritic.from_pretrained(spec, tokenizer, args.batch_size, dtype=args.dtype)
+    given = {
+        "critic_loss": args.critic_loss,
+        "reward_range": args.reward_range,
+        "max_completion_length": args.critic_max_completion_length,
+    }
+    named = kind in ("prompt", "generative")
+    return load_critic(
+        rest if named else spec,
+        tokenizer,
+        kind if named else None,
+        args.batch_size,
+        args.dtype,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 def _dataset(name: str, split: str, prompts: int):

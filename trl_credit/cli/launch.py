@@ -14,46 +14,46 @@ from trl.cli.accelerate_launcher import launch_training_script
 from ..seam.scripts import split_launch_arguments
 
 
-def _recipes() -> dict[str, str]:
-    """The package's recipes: names and files."""
-    return {
-        Path(file.name).stem: str(file) for file in sorted(files("trl_credit").joinpath("recipes").iterdir(), key=str)
-    }
-
-
-def _with_recipe(argv: list[str]) -> list[str]:
+def with_recipe(argv: list[str], recipes: tuple[str, ...]) -> list[str]:
     """`argv` with the file of a recipe for its name, where no file of the user's has that name."""
-    recipes = _recipes()
     return [
-        recipes[value] if option == "--config" and value in recipes and not Path(value).exists() else value
+        str(files("trl_credit") / "recipes" / f"{value}.yaml")
+        if option == "--config" and value in recipes and not Path(value).exists()
+        else value
         for option, value in zip(["", *argv], argv, strict=False)
     ]
 
 
-def launch(name: str, argv: list[str]) -> int:
+def launch(name: str, argv: list[str], script: str, method: str | None, recipes: tuple[str, ...]) -> int:
     """
-    Run `trl_credit/scripts/<name>.py` through `accelerate launch`.
+    Run a training script through `accelerate launch`.
 
     Args:
         name (`str`):
             The subcommand.
         argv (`list[str]`):
             Its arguments: flags of the script, and of `accelerate launch`.
+        script (`str`):
+            Module in `trl_credit/scripts` that each process runs.
+        method (`str` or `None`):
+            The script's first argument, if it takes one.
+        recipes (`tuple[str, ...]`):
+            The recipes that `--config` takes the names of.
 
     Returns:
         `int`: The exit status of the training processes.
     """
-    module = import_module(f"trl_credit.scripts.{name.replace('-', '_')}")
-    script = str(module.__file__)
-    parser = module.make_parser(prog=f"trl-credit {name}")
+    module = import_module(f"trl_credit.scripts.{script}")
+    path, first = str(module.__file__), [method] if method else []
+    parser = module.make_parser(*first, prog=f"trl-credit {name}")
     # Not the usage of argparse, which has hundreds of flags and comes before each error.
     parser.usage = f"{parser.prog} [--config FILE.yaml] [options of the trainer] [options of accelerate launch]"
     names = ", ".join(sorted(Path(file.name).stem for file in files("trl.accelerate_configs").iterdir()))
+    or_recipe = f", or from a recipe of the package's ({', '.join(recipes)})" if recipes else ""
     parser.epilog = (
-        "`--config FILE.yaml` reads options from a file, or from one of the package's recipes "
-        f"({', '.join(_recipes())}); those on the command line win. `--accelerate_config` takes "
-        f"the name of a config of TRL's ({names}) or a file. Any option of `accelerate launch` is one here too: "
-        "`--num_processes 2`."
+        f"`--config FILE.yaml` reads options from a file{or_recipe}; those on the command line win. "
+        f"`--accelerate_config` takes the name of a config of TRL's ({names}) or a file. Any option of `accelerate "
+        "launch` is one here too: `--num_processes 2`."
     )
 
     def launch_parser():
@@ -62,11 +62,11 @@ def launch(name: str, argv: list[str]) -> int:
         return launcher
 
     def run(args) -> None:
-        if args.training_script != script:  # accelerate took a stray argument for the script
+        if args.training_script != path:  # accelerate took a stray argument for the script
             parser.error(f"unrecognized arguments: {args.training_script}")
         launch_command(args)
 
-    argv = _with_recipe(argv)
+    argv = with_recipe(argv, recipes)
     if argv and argv[-1] in ("--config", "--accelerate_config"):
         parser.error(f"argument {argv[-1]}: expected one argument")
     try:
@@ -76,7 +76,9 @@ def launch(name: str, argv: list[str]) -> int:
 
     try:
         # TRL joins the path to that of its own scripts, which leaves an absolute one as it is.
-        launch_training_script(script, launch_args, script_args, launch_command_fn=run, launch_parser_fn=launch_parser)
+        launch_training_script(
+            path, launch_args, first + script_args, launch_command_fn=run, launch_parser_fn=launch_parser
+        )
     except (CalledProcessError, ChildFailedError):  # they have printed why
         print(f"{parser.prog}: training failed, see the first error above.", file=sys.stderr)
         return 1

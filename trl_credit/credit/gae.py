@@ -17,8 +17,8 @@ def gae(
     r"""
     Generalised advantage estimation (Schulman et al., 2016) over the trained tokens of each row.
 
-    \\( R_t = r_t + \gamma \left[ (1 - \lambda) V_{t+1} + \lambda R_{t+1} \right] \\) and \\( A_t = R_t - V_t \\), which
-    is \\( A_t = \sum_k (\gamma\lambda)^k \delta_{t+k} \\) with
+    \\( R_t = r_t + \gamma \left[ (1 - \lambda_t) V_{t+1} + \lambda_t R_{t+1} \right] \\) and \\( A_t = R_t - V_t \\),
+    which for one λ is \\( A_t = \sum_k (\gamma\lambda)^k \delta_{t+k} \\) with
     \\( \delta_t = r_t + \gamma V_{t+1} - V_t \\). After the last trained token both V and R are `bootstrap`.
 
     Only tokens with `mask = 1` are time steps: padding and tool output are neither states nor time, and no value at or
@@ -36,7 +36,8 @@ def gae(
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount γ.
         lam (`float` or `torch.Tensor`, *optional*, defaults to `1.0`):
-            λ, one for all or one per row, shape `(B,)` or `(B, 1)`.
+            λ, one for all; one per row, shape `(B,)` or `(B, 1)`; or one per token, shape `(B, T)`: how much of the
+            return after that token, rather than of the value of the state it leads to, its own return takes.
         bootstrap (`torch.Tensor`, *optional*):
             Value of the state after the last trained token, shape `(B,)`: 0 where the completion has ended, the
             critic's value where it was cut off. `None` is 0 for all.
@@ -56,7 +57,10 @@ def gae(
     ```
     """
     rewards, values, mask, end, step = _time_steps(rewards, values.detach(), mask, bootstrap)
-    lam = _per_row(lam, values.double())  # its powers go as far as T
+    if isinstance(lam, torch.Tensor) and lam.shape == mask.shape:
+        lam = _at_steps(lam.to(values), mask, step)
+    else:
+        lam = _per_row(lam, values.double())  # its powers go as far as T
     last = mask.sum(-1, keepdim=True) - 1  # column of the last time step
     columns = torch.arange(values.shape[1], device=values.device)
     next_values = torch.where(columns == last, end, values.roll(-1, dims=-1))
@@ -163,7 +167,10 @@ def _per_row(x: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     x = torch.as_tensor(x, dtype=like.dtype, device=like.device)
     if x.dim() == 0 or x.shape in ((like.shape[0],), (like.shape[0], 1)):
         return x.reshape(-1, 1).expand(like.shape[0], 1)
-    raise ValueError(f"gae: expected a scalar or one value for each of {like.shape[0]} rows, got {tuple(x.shape)}.")
+    raise ValueError(
+        f"gae: expected a scalar, one value for each of {like.shape[0]} rows or, as λ, one for each token "
+        f"{tuple(like.shape)}, got {tuple(x.shape)}."
+    )
 
 
 def _time_steps(rewards, values, mask, bootstrap):
@@ -176,20 +183,25 @@ def _time_steps(rewards, values, mask, bootstrap):
     mask = mask.bool()
     dtype = torch.promote_types(values.dtype, torch.float32)
     step = torch.where(mask, mask.cumsum(-1) - 1, length)
-    kept = torch.where(mask, values, 0).to(dtype)
-    dense_values = kept.new_zeros(batch, length + 1).scatter(1, step, kept)[:, :length]
+    dense_values = _at_steps(values.to(dtype), mask, step)
     if rewards.dim() == 1:
         column = (mask.sum(-1, keepdim=True) - 1).clamp(min=0)
         rewards, columns = rewards.unsqueeze(1), column
     else:
         columns = (mask.cumsum(-1) - 1).clamp(min=0)
-    dense_rewards = kept.new_zeros(batch, length)
+    dense_rewards = torch.zeros_like(dense_values)
     if length:
         dense_rewards = dense_rewards.scatter_add(1, columns, rewards.to(dtype))
-    end = _per_row(0.0 if bootstrap is None else bootstrap, kept)
+    end = _per_row(0.0 if bootstrap is None else bootstrap, dense_values)
     return dense_rewards, dense_values, mask, end, step
 
 
+def _at_steps(x: torch.Tensor, mask: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """What trained tokens have, where column = time step; 0 after the last."""
+    kept = torch.where(mask, x, 0)
+    return F.pad(kept.new_zeros(mask.shape), (0, 1)).scatter(1, step, kept)[:, : mask.shape[1]]
+
+
 def _at_tokens(dense: torch.Tensor, mask: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """The inverse of [`_time_steps`]."""
+    """The inverse of [`_at_steps`]."""
     return torch.where(mask, F.pad(dense, (0, 1)).gather(1, step), 0)

@@ -1,19 +1,15 @@
 """The critic's error on a fixed set of states, while it trains."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from ..critics.prompt import pad_prompts, tokenize_prompts
+from ..critics.critic import as_rollout
 from ..trainers.critic.critic_trainer import CriticTrainer
-from ..trainers.sppo.sppo_trainer import SPPOTrainer
-from ..trainers.vapo.vapo_trainer import VAPOTrainer
 from . import statistics as st
-from .critics import padded
-from .probes import Probes, Rollout
+from .probes import Probes
 
 
 class CriticProbeCallback(TrainerCallback):
@@ -25,12 +21,13 @@ class CriticProbeCallback(TrainerCallback):
     probes of a checkpoint and run `trl-credit critic-report`.
 
     Logs `critic_probe/mse`, `critic_probe/explained_variance` and `critic_probe/bias`, the mean of V − V*, as in
-    [`evaluate_critic`], before the first step and after every `every_n_steps`, in the next line of the log; where a
-    line has several of them, their mean. It changes nothing in the run.
+    [`evaluate_critic`], and `critic_probe/parse_rate`, the share of the states about which the critic's answer could be
+    read, to which the others are limited. Before the first step and after every `every_n_steps`, in the next line of
+    the log; where a line has several of them, their mean. It changes nothing in the run.
 
     Args:
-        trainer ([`VAPOTrainer`] or [`SPPOTrainer`]):
-            The trainer; add the callback to it with `trainer.add_callback`.
+        trainer ([`~trl_credit.trainers.critic.CriticTrainer`]):
+            The trainer, one with a critic; add the callback to it with `trainer.add_callback`.
         probes ([`Probes`]):
             See [`draw_probes`].
         every_n_steps (`int`, *optional*, defaults to `50`):
@@ -47,8 +44,8 @@ class CriticProbeCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: CriticTrainer, probes: Probes, every_n_steps: int = 50):
-        if not isinstance(trainer, (VAPOTrainer, SPPOTrainer)):
-            raise TypeError(f"CriticProbeCallback knows VAPOTrainer and SPPOTrainer, got a {type(trainer).__name__}.")
+        if not isinstance(trainer, CriticTrainer):
+            raise TypeError(f"CriticProbeCallback needs a trainer with a critic, got a {type(trainer).__name__}.")
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
             raise ValueError(f"`every_n_steps` must be a whole number of at least 1, got {every_n_steps!r}.")
         self.trainer, self.probes, self.every_n_steps = trainer, probes, every_n_steps
@@ -63,32 +60,28 @@ class CriticProbeCallback(TrainerCallback):
 
     def _measure(self) -> dict[str, float]:
         rollouts = self.probes.rollouts
-        read = _prompt_values if isinstance(self.trainer, SPPOTrainer) else _token_values
-        rows = read(self.trainer, rollouts)
+        rows = self._values()
         values = np.concatenate([row[rollout.cuts] for row, rollout in zip(rows, rollouts, strict=True)])
         returns = np.concatenate([rollout.returns for rollout in rollouts]).astype(float)
+        read = ~np.isnan(values)
+        parse_rate = {"critic_probe/parse_rate": float(read.mean())}
+        if not read.any():
+            return parse_rate
+        values, returns = values[read], returns[read]
         truth, noise, weights = returns.mean(1), st.noise_of_mean(returns), np.ones(len(returns))
         return {
             "critic_probe/mse": st.squared_error(values, truth, noise, weights),
             "critic_probe/explained_variance": st.explained_variance(values, truth, noise, weights),
             "critic_probe/bias": st.mean(values - truth, weights),
+            **parse_rate,
         }
 
-
-def _token_values(trainer, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-    """Each process reads a share, as large as those of the others."""
-    accelerator = trainer.accelerator
-    share = math.ceil(len(rollouts) / accelerator.num_processes)
-    start = share * accelerator.process_index
-    rows = torch.arange(start, start + share) % len(rollouts)
-    batch = {name: x[rows].to(accelerator.device) for name, x in padded(rollouts).items()}
-    values = accelerator.gather(trainer.values(batch))[: len(rollouts)]
-    return list(values.double().cpu().numpy())
-
-
-def _prompt_values(trainer, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-    """The trainer shares prompts out over its processes by itself."""
-    tokenizer = trainer.critic_processing_class
-    ids = tokenize_prompts(tokenizer, [r.prompt for r in rollouts], trainer.tools, trainer.chat_template_kwargs)
-    values = trainer.values(pad_prompts(ids).to(trainer.accelerator.device)).double().tolist()
-    return [np.full(len(r.completion_ids) + 1, value) for r, value in zip(rollouts, values, strict=True)]
+    def _values(self) -> np.ndarray:
+        """Values of all states, shape `(B, T + 1)`. Each process asks about a share, all of one size."""
+        accelerator, rollouts = self.trainer.accelerator, self.probes.rollouts
+        share = math.ceil(len(rollouts) / accelerator.num_processes)
+        start = share * accelerator.process_index
+        rows = [row % len(rollouts) for row in range(start, start + share)]
+        whole = as_rollout(rollouts, accelerator.device)
+        own = {name: x[rows] if torch.is_tensor(x) else [x[row] for row in rows] for name, x in whole.items()}
+        return accelerator.gather(self.trainer.state_values(own))[: len(rollouts)].double().cpu().numpy()

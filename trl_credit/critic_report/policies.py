@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..critics.engine.engine import seeded
+from ..sampling import sample_continuations
+
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
@@ -78,43 +81,24 @@ class TransformersPolicy:
         self.sequences_per_call = batch_size
         self.eos_ids = _eos_ids(getattr(model, "generation_config", None), tokenizer)
 
-    @torch.no_grad()
     def sample(
         self, starts: Sequence[list[int]], room: Sequence[int], decoding: Decoding, seed: int
     ) -> list[list[int]]:
         """As [`Policy.sample`]; the same numbers for the same seed and starts."""
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        samples = []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            for at in range(0, len(starts), self.sequences_per_call):
-                part = slice(at, at + self.sequences_per_call)
-                samples += self._sample(starts[part], room[part], decoding)
-        return samples
-
-    def _sample(self, starts, room, decoding: Decoding) -> list[list[int]]:
-        width = max(map(len, starts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos_ids)
-        ids = torch.tensor([[pad] * (width - len(start)) + list(start) for start in starts])
-        mask = torch.tensor([[0] * (width - len(start)) + [1] * len(start) for start in starts])
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            max_new_tokens=max(room),
-            do_sample=True,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            top_k=decoding.top_k,
-            repetition_penalty=1.0,  # some checkpoints bring one
-            eos_token_id=sorted(self.eos_ids),
-            pad_token_id=pad,
-        )
-        rows = output[:, width:].tolist()
-        return [self._until_end(row[:most]) for row, most in zip(rows, room, strict=True)]
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        end = next((t for t, token in enumerate(ids) if token in self.eos_ids), len(ids))
-        return ids[: end + 1]
+        rows = list(range(len(starts)))
+        with seeded(seed):
+            return sample_continuations(
+                self.model,
+                starts,
+                room,
+                self.eos_ids,
+                pad,
+                decoding.temperature,
+                decoding.top_p,
+                decoding.top_k,
+                chunks=[rows[at : at + self.sequences_per_call] for at in range(0, len(rows), self.sequences_per_call)],
+            )
 
 
 class VLLMPolicy:

@@ -1,21 +1,190 @@
 """A value for a whole prompt, from a critic that may have a tokenizer and a chat template of its own."""
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from trl import is_conversational
 
-from .token import read_values
+from .critic import PROMPTS, Critic, Runner, nan_beyond_the_end, on_device
+from .facts import CriticFacts, fingerprint
+from .token import make_token_critic, read_values, refuse_causal_lm, refuse_images
 
 
 # In a tensor of prompts, what is no token.
 PAD = -1
 # Keyword arguments of a model's `from_pretrained` that its tokenizer shares.
 _SHARED_KWARGS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
+
+
+class PromptCritic(Critic):
+    """
+    A value for the prompt alone, held along the completion: the critic of SPPO.
+
+    Args:
+        network (`nn.Module` or [`~trl_credit.critics.critic.Runner`]):
+            As [`~trl_credit.SPPOTrainer`] trains it, on its device, or what runs it.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The critic's own, in whose tokens it reads the prompts of the dataset. Default: it reads the prompts as the
+            policy has read them, in the policy's tokens.
+        critic_loss (`str`, *optional*, defaults to `"bce"`):
+            What it is trained with. With `"bce"` it answers a logit, with `"mse"` the value.
+        reward_range (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
+            That of its training with `"bce"`.
+        name (`str`, *optional*, defaults to `"prompt critic"`):
+            What it is called in a report.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Prompts that are read at a time.
+        tools (`list`, *optional*):
+            Those of the policy, for chat templates that show them.
+        template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
+    """
+
+    kind = "prompt"
+
+    def __init__(
+        self,
+        network: nn.Module | Runner,
+        tokenizer=None,
+        critic_loss: str = "bce",
+        reward_range: Sequence[float] = (0.0, 1.0),
+        name: str = "prompt critic",
+        batch_size: int = 32,
+        tools: list | None = None,
+        template_kwargs: dict | None = None,
+    ):
+        if critic_loss not in ("bce", "mse"):
+            raise ValueError(f"`critic_loss` must be 'bce' or 'mse', got {critic_loss!r}.")
+        super().__init__(network, name)
+        self.tokenizer, self.prompts_at_once = tokenizer, batch_size
+        self.critic_loss, self.reward_range = critic_loss, reward_range
+        self.tools, self.template_kwargs = tools, template_kwargs
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        critic_loss: str = "bce",
+        reward_range: Sequence[float] = (0.0, 1.0),
+        batch_size: int = 32,
+        policy_tokenizer=None,
+        **model_init_kwargs,
+    ) -> "PromptCritic":
+        """
+        A critic that was saved.
+
+        Args:
+            path (`str`):
+                A folder or Hub id, its tokenizer beside it.
+            critic_loss, reward_range, batch_size:
+                As above. At their defaults they are what the critic's `critic.json` says.
+            policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                The policy's. A critic that was trained to read what such a policy has read goes on to do so.
+            model_init_kwargs:
+                Of `from_pretrained`.
+        """
+        facts = CriticFacts.load(path, model_init_kwargs)
+        settings: dict[str, Any] = {"critic_loss": critic_loss, "reward_range": list(reward_range)}
+        reads_policys_tokens = False
+        if facts is not None:
+            facts.refuse_other_kind(cls.kind, path)
+            settings = facts.agreed(settings, {"critic_loss": "bce", "reward_range": [0.0, 1.0]}, path)
+            settings["template_kwargs"] = facts.template_kwargs
+            if policy_tokenizer is not None and not facts.own_tokenizer:
+                reads_policys_tokens = facts.tokenizer == fingerprint(policy_tokenizer)
+        refuse_causal_lm(path)
+        network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
+        tokenizer = None if reads_policys_tokens else load_critic_tokenizer(path)
+        return cls(network, tokenizer, name=f"prompt:{path}", batch_size=batch_size, **settings)
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """See [`~trl_credit.critics.critic.Critic.state_values`]; the value of every state is its prompt's."""
+        values = self.prompt_values(self.prompts(rollout)[0])
+        states = rollout["completion_ids"].shape[1] + 1
+        return nan_beyond_the_end(values.unsqueeze(1).expand(-1, states), rollout)
+
+    def prompts(self, rollout: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The prompts of a rollout in the critic's tokens.
+
+        Args:
+            rollout (`dict`):
+                See [`~trl_credit.critics.critic.Critic.state_values`].
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Prompts of shape `(B, P)`, padded on the left with -1, with the same P
+            on every process; and which of them were cut to fit the critic's context, shape `(B,)`: what is left is
+            their end.
+
+        Raises:
+            ValueError: If the rollout has images, or tokens that the critic does not know.
+        """
+        refuse_images(rollout)
+        if self.tokenizer is None:  # exactly what the policy has read
+            prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
+        else:
+            ids = tokenize_prompts(self.tokenizer, rollout[PROMPTS], self.tools, self.template_kwargs)
+            prompts = pad_prompts(ids).to(next(self.network.parameters()).device)
+        config = self.network.config.get_text_config()
+        if prompts.max() >= config.vocab_size:
+            whose = "the policy's tokenizer" if self.tokenizer is None else type(self.tokenizer).__name__
+            raise ValueError(
+                f"A prompt has token {prompts.max().item()}, but the critic knows {config.vocab_size} tokens: {whose} "
+                "is not its tokenizer. Pass its own as `critic_processing_class`."
+            )
+        context = getattr(config, "max_position_embeddings", None)
+        is_cut = (prompts != PAD).sum(1) > (math.inf if context is None else context)
+        prompts = prompts if context is None else prompts[:, -context:]
+        widest = self.runner.gather(torch.tensor([prompts.shape[1]], device=prompts.device)).max().item()
+        return F.pad(prompts, (int(widest) - prompts.shape[1], 0), value=PAD), is_cut
+
+    def prompt_values(self, prompts: torch.Tensor) -> torch.Tensor:
+        """
+        Values of prompts, in units of the reward. Each distinct one goes through the critic once, on one process.
+
+        Args:
+            prompts (`torch.Tensor`):
+                Of [`prompts`], shape `(B, P)`.
+
+        Returns:
+            `torch.Tensor`: Shape `(B,)`.
+        """
+        everywhere = self.runner.gather(prompts)
+        distinct, prompt_of_row = everywhere.unique(dim=0, return_inverse=True)
+        shares = self.share_of(len(distinct), prompts.device)
+        outputs = torch.cat(
+            [self.runner.evaluate(partial(read_prompts, prompts=rows_of(distinct, index))) for index in shares]
+        )
+        # A process has every n-th prompt.
+        outputs = self.runner.gather(outputs).view(self.runner.num_processes, -1).T.flatten()
+        start = self.runner.process_index * len(prompts)
+        outputs = outputs[prompt_of_row[start : start + len(prompts)]]
+        if self.critic_loss == "mse":
+            return outputs
+        low, high = self.reward_range
+        return low + (high - low) * outputs.sigmoid()
+
+    def share_of(self, count: int, device) -> list[torch.Tensor]:
+        """
+        Indices of this process's share of `count` prompts, in batches, as many and as large on every process. The last
+        may be `count` or more: there to keep step with the others, see [`rows_of`].
+        """
+        processes = self.runner.num_processes
+        index = torch.arange(self.runner.process_index, processes * math.ceil(count / processes), processes)
+        return list(index.to(device).split(self.prompts_at_once)) if count else []
+
+
+def rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows of a tensor by a share of [`PromptCritic.share_of`]."""
+    return x[index.clamp(max=len(x) - 1)]
 
 
 def load_critic_tokenizer(source: str | Path, model_init_kwargs: dict | None = None) -> Any:

@@ -2,19 +2,78 @@
 
 import copy
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from .critic import Critic, Runner, nan_beyond_the_end, on_device
+from .facts import CriticFacts
 
 
 # What the last layer of a token- or sequence-classification model is called.
 _HEADS = ("score", "classifier")
 _IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "spatial_shapes")
+
+
+class TokenCritic(Critic):
+    """
+    A value for every token: the critic of VAPO and PPO, or a reward model.
+
+    Args:
+        network (`nn.Module` or [`~trl_credit.critics.critic.Runner`]):
+            As [`make_token_critic`] makes it, on its device, or what runs it.
+        name (`str`, *optional*, defaults to `"token critic"`):
+            What it is called in a report.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Completions that are read at a time.
+    """
+
+    kind = "token"
+
+    def __init__(self, network: nn.Module | Runner, name: str = "token critic", batch_size: int = 32):
+        super().__init__(network, name)
+        self.batch_size: int = batch_size
+
+    @classmethod
+    def from_pretrained(cls, path: str, tokenizer=None, batch_size: int = 32, **model_init_kwargs) -> "TokenCritic":
+        """
+        A critic or a reward model that was saved.
+
+        Args:
+            path (`str`):
+                A folder or Hub id.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
+                The policy's. One of another vocabulary beside the critic is an error.
+            batch_size (`int`, *optional*, defaults to `32`):
+                Completions that are read at a time.
+            model_init_kwargs:
+                Of `from_pretrained`.
+        """
+        facts = CriticFacts.load(path, model_init_kwargs)
+        if facts is not None:
+            facts.refuse_other_kind(cls.kind, path)
+        refuse_causal_lm(path)
+        if tokenizer is not None and _has_other_vocabulary(path, tokenizer):
+            raise ValueError(
+                f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
+            )
+        network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
+        return cls(network, path, batch_size)
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """See [`~trl_credit.critics.critic.Critic.state_values`]; values are read by [`read_values`]."""
+        refuse_images(rollout)
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        chunks = zip(*(rollout[name].split(self.batch_size) for name in names), strict=True)
+        parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
+        values = torch.cat([self.runner.evaluate(partial(read_values, inputs=part)) for part in parts])
+        return nan_beyond_the_end(values, rollout)
 
 
 class Float32Head(nn.Linear):
@@ -138,6 +197,23 @@ def refuse_images(inputs: dict) -> None:
             f"The rollout has {found}, which the critic cannot take: it reads text only. Train vision-language models "
             "with `GRPOTrainer` or `GRPOLambdaTrainer`."
         )
+
+
+def refuse_causal_lm(path: str) -> None:
+    """Raise for a checkpoint that has no value head, and would be given one that knows nothing."""
+    if (Path(path) / "adapter_config.json").is_file():
+        return
+    architectures = AutoConfig.from_pretrained(path).architectures or []
+    if any(name.endswith("ForCausalLM") for name in architectures):
+        raise ValueError(f"{path} is a causal LM ({architectures[0]}), which has no values: give a critic.")
+
+
+def _has_other_vocabulary(path: str, tokenizer) -> bool:
+    try:
+        own = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):  # none was saved with it
+        return False
+    return own.get_vocab() != tokenizer.get_vocab()
 
 
 def head_of(network: nn.Module) -> Any:

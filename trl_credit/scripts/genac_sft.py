@@ -1,39 +1,58 @@
 """What `trl-credit genac-sft` runs in each process: the script of `trl sft`, which learns whole traces and no more."""
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from trl import SFTConfig, SFTTrainer
 
+from trl_credit.critics.facts import FACTS_FILE
+from trl_credit.options import Options
 from trl_credit.seam.scripts import run_sft_script
 
 
+_WHOLE = "has no use: the loss is that of whole traces, whose score comes last"
+
+
 @dataclass
-class GenACSFTConfig(SFTConfig):
+class GenACSFTConfig(Options, SFTConfig):
     """
     [`~trl.SFTConfig`] for the traces of an oracle: the loss is that of the critic's tokens, and none of them is cut.
 
     A trace that is cut has lost its score, and a prompt that fills the sequence leaves nothing to learn, so
     `max_length` is `None` and `packing`, which needs it, is refused. To leave out long traces, do so in the dataset:
-    `trl-credit genac-traces --max_trace_length`.
+    `trl-credit genac-traces --critic_max_completion_length`.
+
+    Args:
+        max_length (`int`, *optional*):
+            Not used: a trace that is cut has lost its score.
+        completion_only_loss (`bool`, *optional*, defaults to `True`):
+            Always true: the critic learns the traces, not the problems.
     """
 
-    max_length: int | None = field(default=None, metadata={"help": "Not used: a trace that is cut has lost its score."})
-    completion_only_loss: bool | None = field(
-        default=True, metadata={"help": "Always true: the critic learns the traces, not the problems."}
-    )
+    restricted = {
+        "max_length": ((None,), _WHOLE),
+        "packing": ((False,), _WHOLE),
+        "completion_only_loss": ((True,), _WHOLE),
+    }
+
+    max_length: int | None = None
+    completion_only_loss: bool | None = True
 
     def __post_init__(self):
         super().__post_init__()
-        for option, wanted in {"max_length": None, "packing": False, "completion_only_loss": True}.items():
-            if getattr(self, option) != wanted:
-                raise ValueError(
-                    f"{type(self).__name__}: `{option}` must be {wanted}, got {getattr(self, option)!r}: the loss is "
-                    "that of whole traces, whose score comes last."
-                )
+        self.check_restricted()
 
 
 class CriticSFTTrainer(SFTTrainer):
-    """[`~trl.SFTTrainer`] that takes nothing but prompts and completions, of which it learns the completions."""
+    """
+    [`~trl.SFTTrainer`] that takes nothing but prompts and completions, of which it learns the completions. What stage 1
+    says in `critic.json` of the question that they answer is passed on beside the model.
+    """
+
+    # The folder of traces that is the dataset, if it is one.
+    traces: ClassVar[str | None] = None
 
     def __init__(self, model, args=None, data_collator=None, train_dataset=None, **kwargs):
         columns = getattr(train_dataset, "column_names", None) or []
@@ -43,6 +62,13 @@ class CriticSFTTrainer(SFTTrainer):
                 f"got {columns}."
             )
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As TRL's; `critic.json` goes along."""
+        super().save_model(output_dir, _internal_call)
+        facts = Path(self.traces or "", FACTS_FILE)
+        if self.traces and facts.is_file() and self.args.should_save:
+            shutil.copy(facts, output_dir or self.args.output_dir)
 
 
 def make_parser(prog: str | None = None):
@@ -54,4 +80,6 @@ def make_parser(prog: str | None = None):
 
 
 if __name__ == "__main__":
-    run_sft_script(CriticSFTTrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    arguments = make_parser().parse_args_and_config(fail_with_unknown_args=False)
+    CriticSFTTrainer.traces = arguments[0].dataset_name
+    run_sft_script(CriticSFTTrainer, *arguments)

@@ -6,9 +6,28 @@ from typing import ClassVar
 
 from trl import GRPOConfig
 
+from ..options import Options, at_least, unless
+
+
+# TRL's loss types that are a function of a ratio and an advantage per token.
+TOKEN_LOSS_TYPES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo")
+# What `restricted` is where tokens have advantages of their own.
+PER_TOKEN: dict[str, tuple[tuple, str]] = {
+    "loss_type": (TOKEN_LOSS_TYPES, "is no loss with a ratio and an advantage per token"),
+    "importance_sampling_level": (
+        ("token",),
+        "gives a completion one ratio, but its tokens have advantages of their own",
+    ),
+}
+# And where no group of completions takes part in them.
+NO_GROUP: dict[str, tuple[tuple, str]] = {
+    name: (only, "has no effect: advantages do not come from a group of completions")
+    for name, only in (("scale_rewards", ("none",)), ("multi_objective_aggregation", ("sum_then_normalize",)))
+}
+
 
 @dataclass
-class CreditConfig(GRPOConfig):
+class CreditConfig(Options, GRPOConfig):
     r"""
     The base of every configuration of this package: what all trainers share. This class includes only the parameters of
     the credit log. For all others, refer to [`~trl.GRPOConfig`].
@@ -28,31 +47,21 @@ class CreditConfig(GRPOConfig):
     # Whether one completion of each prompt is enough: not where credit comes from comparing them.
     allows_single_generation: ClassVar[bool] = True
 
-    log_credit: bool = field(
-        default=False,
-        metadata={"help": "Write what each token was given to parquet files, for `trl-credit inspect`."},
-    )
-    log_credit_steps: int = field(
-        default=50, metadata={"help": "Write a rollout every so many optimizer steps, with `log_credit`."}
-    )
-    log_credit_completions: int = field(
-        default=16, metadata={"help": "Completions of a rollout to write, with `log_credit`."}
-    )
+    log_credit: bool = False
+    log_credit_steps: int = field(default=50, metadata=at_least(1) | unless(log_credit=False))
+    log_credit_completions: int = field(default=16, metadata=at_least(1) | unless(log_credit=False))
 
     def __post_init__(self):
-        name = type(self).__name__
+        self.check_options()
         if self.num_generations is not None and self.num_generations < 1:
-            raise ValueError(f"{name}: `num_generations` must be at least 1, got {self.num_generations}.")
+            raise ValueError(
+                f"{type(self).__name__}: `num_generations` must be at least 1, got {self.num_generations}."
+            )
         with _single_generation_allowed(self):
             super().__post_init__()
+        self.check_restricted()
         if self.exact_token_mean:
             self._refuse_uneven_steps()
-        for option in ("log_credit_steps", "log_credit_completions"):
-            value = getattr(self, option)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}: `{option}` must be a whole number of at least 1, got {value!r}.")
-            if not self.log_credit and value != type(self).__dataclass_fields__[option].default:
-                raise ValueError(f"{name}: `{option}={value}` has no effect with `log_credit=False`.")
 
     def _refuse_uneven_steps(self):
         assert self.steps_per_generation is not None  # set by `GRPOConfig`

@@ -4,19 +4,21 @@ import itertools
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from ..credit.rewards import weighted_reward
 from .loss import trained_tokens
+from .rollout_keys import check_keys, declared_keys
+from .sampling import SamplingSeam
 
 
-class RolloutSeam(GRPOTrainer):
+class RolloutSeam(SamplingSeam):
     """The part of [`CreditTrainer`] that makes rollouts and gives them to [`CreditTrainer.assign_credit`]."""
 
     _scores: Any = None  # rewards per function of the latest rollout, over all processes
-    # Rows of the dataset that the latest rollout of this process answers, `prompt` among their keys.
-    rollout_rows: list[dict] = []  # replaced, never changed
+    # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
+    # Those of all base classes belong to it.
+    rollout_keys: dict[str, str] = {}
 
     def trained_tokens(self, inputs: dict) -> torch.Tensor:
         """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
@@ -65,6 +67,7 @@ class RolloutSeam(GRPOTrainer):
         """
         repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
+        number = 0
         for epoch in itertools.count():
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
@@ -76,14 +79,16 @@ class RolloutSeam(GRPOTrainer):
                 if batch is None:
                     break
                 empty = False
-                if skip:
-                    skip -= 1
+                number += 1
+                if number <= skip:
                     continue
                 if checkpoint is not None:
                     self._load_rng_state(checkpoint)
                     checkpoint = None
                 self.model.train()
+                self._rollout_number = number
                 rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
+                self._rollout_number = 0
                 parts = split_tensor_dict(rollout, self._rollout_parts)
                 steps = self._steps_of(parts)
                 for step in steps:
@@ -119,8 +124,18 @@ class RolloutSeam(GRPOTrainer):
         return scores
 
     def _generate_and_score_completions(self, inputs, *args, **kwargs):
-        self.rollout_rows = inputs
+        self.rollout_rows, self._draws = inputs, 0
+        self._fields_of_completions = set()
+        if self.scores_continuations:
+            self._refuse_unscorable()
+        columns = set(inputs[0])
         rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        self._fields_of_completions = set(inputs[0]) - columns
+        if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
+            raise ValueError(
+                f"`rollout_func` returned an `env_mask` with zeros: tokens that the policy did not write. Nothing "
+                f"writes them in the continuations that {type(self).__name__} samples. Leave them out."
+            )
         rewards = weighted_reward(self._scores, self.reward_weights)
         start = self.accelerator.process_index * len(inputs)
         own = slice(start, start + len(inputs))
@@ -128,7 +143,9 @@ class RolloutSeam(GRPOTrainer):
             scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
             losses = self._rollout_parts * self.num_iterations
             self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+        known = set(rollout)
         rollout = self.assign_credit(rollout, rewards[own], self._mode)
+        check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)
         self.add_credit("advantage", rollout["advantages"])
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.

@@ -62,6 +62,8 @@ class CreditTrainer(RolloutSeam, LossSeam):
         self._credit_log: CreditLog | None = None
         if args.log_credit:
             self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
+        if self.scores_continuations:
+            self._refuse_unscorable()
         self.add_callback(BeginTraining(self))
 
     # --- Hooks
@@ -80,7 +82,7 @@ class CreditTrainer(RolloutSeam, LossSeam):
 
         Returns:
             `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
-            dimension is `B`: they are shuffled and split along with it.
+            dimension is `B`: they are shuffled and split along with it. `rollout_keys` declares them.
         """
         return rollout
 
@@ -149,6 +151,10 @@ class CreditTrainer(RolloutSeam, LossSeam):
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over all processes."""
         return self.accelerator.reduce(x, reduction="sum")
+
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
     def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
         """

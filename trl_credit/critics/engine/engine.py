@@ -91,6 +91,18 @@ class CriticEngine:
         return self.backend.module
 
     @property
+    def num_processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def process_index(self) -> int:
+        return self.accelerator.process_index
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of all processes, of one shape on each, along its first dimension."""
+        return self.accelerator.gather(x)
+
+    @property
     def learning_rate(self) -> float:
         return self.schedule.get_last_lr()[0]
 

@@ -3,8 +3,13 @@
 import re
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from ...segmenting import DelimiterSegmenter, Segmenter, segment_texts
+from ..facts import FACTS_FILE, CriticFacts
 from .packed import CriticQuery
+from .reading import Reading
 
 
 HINT = " On problems like this one it has lately succeeded at a rate of {success_rate}."
@@ -26,6 +31,108 @@ TEMPLATE = (
 TEMPLATE_WITHOUT_HINT = TEMPLATE.replace(HINT, "")
 SLOTS = ("actor", "success_rate", "problem", "partial_solution")
 _SCORE = re.compile(r"<score>\s*(10|[0-9])\s*</score>")
+
+
+@dataclass(frozen=True)
+class Question:
+    """
+    What a generative critic is asked about completions.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The critic's.
+        policy_tokenizer (`PreTrainedTokenizerBase`):
+            The policy's, whose tokens the completions are.
+        template (`str`, *optional*):
+            See [`check_template`].
+        actor_description (`str`, *optional*, defaults to `"A language model"`):
+            Who writes the solutions; the text of `{actor}`.
+        segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
+            Divides completions into segments, at each of which there is a state.
+    """
+
+    tokenizer: Any
+    policy_tokenizer: Any
+    template: str = TEMPLATE
+    actor_description: str = "A language model"
+    segmenter: Segmenter = DelimiterSegmenter()
+
+    def about(
+        self,
+        completion_ids: list[int],
+        prompt: str | list[dict],
+        success_rate: float,
+        trained: Sequence[bool] | None = None,
+        cuts: list[int] | None = None,
+    ) -> Reading:
+        """
+        Lay out what the critic is asked about the states of a completion.
+
+        Args:
+            completion_ids (`list[int]`):
+                The completion, without padding.
+            prompt (`str` or `list[dict]`):
+                Its prompt, as it is in the dataset.
+            success_rate (`float`):
+                What the critic is told of the policy.
+            trained (`Sequence[bool]`, *optional*):
+                Which of its tokens the policy chose. Default: all.
+            cuts (`list[int]`, *optional*):
+                Its tokens before each state, rising. Default: the states at which its segments begin.
+
+        Returns:
+            [`~trl_credit.critics.generative.reading.Reading`]: Without answers.
+        """
+        length = len(completion_ids)
+        if cuts is None:
+            ends = self.segmenter(completion_ids, self.policy_tokenizer, trained)
+            texts = segment_texts(completion_ids, ends, self.policy_tokenizer)
+            return Reading(self._query(texts, prompt, success_rate), texts, ends)
+        ends = sorted({*cuts, length} - {0})
+        # One more, empty, so that there is a state after the last token.
+        texts = [*segment_texts(completion_ids, ends, self.policy_tokenizer), ""]
+        query = self._query(texts, prompt, success_rate)
+        asked = [k for k, start in enumerate([0, *ends]) if start in cuts]
+        query = CriticQuery(query.shared_ids, [query.cuts[k] for k in asked], query.tail_ids)
+        between = ["".join(texts[k:after]) for k, after in zip(asked, [*asked[1:], None], strict=True)]
+        return Reading(query, between, [*cuts[1:], length], start=cuts[0])
+
+    def settings(self) -> dict[str, Any]:
+        """The options of a [`~trl_credit.GenACConfig`] with which the same is asked."""
+        told = "{success_rate}" in self.template
+        asked = {"critic_template": self.template, "actor_description": self.actor_description}
+        if isinstance(self.segmenter, DelimiterSegmenter):
+            lengths = {
+                "segment_min_length": self.segmenter.min_length,
+                "segment_target_length": self.segmenter.target_length,
+                "segment_max_length": self.segmenter.max_length,
+                "max_segments": self.segmenter.max_segments,
+            }
+        else:
+            lengths = {"segmenter": name_of(self.segmenter)}
+        return {**asked, **lengths, **({} if told else {"hint_momentum": None})}
+
+    def _query(self, texts: list[str], prompt: str | list[dict], success_rate: float) -> CriticQuery:
+        return critic_query(self.tokenizer, self.template, prompt, texts, self.actor_description, success_rate)
+
+
+def name_of(segmenter: Any) -> str:
+    """What a segmenter of the user's is called in `critic.json`."""
+    segmenter = segmenter if hasattr(segmenter, "__qualname__") else type(segmenter)
+    return f"{segmenter.__module__}.{segmenter.__qualname__}"
+
+
+def refuse_other_segmenter(facts: CriticFacts, segmenter: Any, source: Any) -> None:
+    """Raise if a critic was asked about segments of a user's function and is now to be asked about others."""
+    own = facts.settings.get("segmenter")
+    is_own = segmenter is not None and not isinstance(segmenter, DelimiterSegmenter)
+    given = name_of(segmenter) if is_own else None
+    if "critic_template" in facts.settings and own != given:
+        words = [f"`{name}`" if name else "the package's rules" for name in (own, given)]
+        raise ValueError(
+            f"The critic {source} was asked about segments by {words[0]}, and is now to be asked about segments by "
+            f"{words[1]}. Pass the same `segmenter`; or, if it is to learn another question, delete its {FACTS_FILE}."
+        )
 
 
 def check_template(template: str, slots: Sequence[str] = ("success_rate", "problem", "partial_solution")) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -17,9 +18,11 @@ class Reading:
         query ([`~trl_credit.critics.generative.packed.CriticQuery`]):
             What it was asked.
         texts (`list[str]`):
-            The completion's K segments.
+            The completion's K segments, each of which begins with a state.
         ends (`list[int]`):
             Its tokens up to the end of each of them.
+        start (`int`, *optional*, defaults to `0`):
+            Its tokens before the first of them.
         answers (`list[list[int]]`):
             Token ids of the critic's answer about each segment's state; none about one that leaves it no room.
         scores (`list[float]`):
@@ -31,9 +34,38 @@ class Reading:
     query: CriticQuery
     texts: list[str]
     ends: list[int]
+    start: int = 0
     answers: list[list[int]] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+
+    @property
+    def starts(self) -> list[int]:
+        """The completion's tokens before each state."""
+        return [self.start, *self.ends[:-1]][: len(self.ends)]
+
+
+def value_of_each_state(readings: Sequence[Reading | None], length: int) -> torch.Tensor:
+    """
+    Values of B completions where they hold: each from the state that was asked about to the next one.
+
+    Args:
+        readings (`Sequence[Reading]`):
+            `None` for a completion that the critic was not asked about.
+        length (`int`):
+            T, tokens of the longest completion.
+
+    Returns:
+        `torch.Tensor`: `(B, T + 1)`, float32, NaN where the critic gave no value.
+    """
+    values = torch.full((len(readings), length + 1), torch.nan)
+    for row, reading in enumerate(readings):
+        if reading is None or not reading.ends:
+            continue
+        bounds = [*reading.starts, reading.ends[-1] + 1]  # the last one holds at the end, too
+        for score, (start, end) in zip(reading.scores, pairwise(bounds), strict=True):
+            values[row, start:end] = torch.nan if score is None else score
+    return values
 
 
 def as_tensors(readings: Sequence[Reading | None], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -126,11 +158,10 @@ def table_rows(
         if reading is None:
             continue
         advantage = dict(zip(segments[row].tolist(), advantages[row].tolist(), strict=True))
-        starts = [0, *reading.ends[:-1]]
         for k, (text, reasoning) in enumerate(zip(reading.texts, decode(reading.answers), strict=True)):
             rows[-1].append(
                 {
-                    "start": starts[k],
+                    "start": reading.starts[k],
                     "end": reading.ends[k],
                     "text": text,
                     "value": values[row, k].item(),

@@ -1,11 +1,9 @@
-import json
-import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from trl import GRPOConfig
 
-from ...seam import CreditConfig
+from ...options import at_least, unless
+from ...seam.config import NO_GROUP, CreditConfig
 
 
 @dataclass
@@ -55,6 +53,8 @@ class CriticConfig(CreditConfig):
             thresholds, both must hold.
         critic_hub_model_id (`str`, *optional*):
             Repository of its own that the critic is pushed to. Default: the folder `critic` of the policy's.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            Only `"none"`: there is no group baseline to scale.
 
     > [!NOTE]
     > `num_generations` may be 1. `gradient_accumulation_steps` must divide `steps_per_generation` (the default is that
@@ -63,104 +63,34 @@ class CriticConfig(CreditConfig):
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["critic_model_init_kwargs", "critic_peft_config"]
 
-    critic_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint that the critic starts from. Default: the policy's."},
-    )
-    critic_model_init_kwargs: dict | str | None = field(
-        default=None,
-        metadata={"help": "Keyword arguments of `from_pretrained` for the critic."},
-    )
-    critic_initial_value: float = field(
-        default=0.0,
-        metadata={"help": "What a fresh head of the critic answers everywhere before its first update."},
-    )
-    critic_peft_config: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its "
-            "weights."
-        },
-    )
-    critic_share_base: bool = field(
-        default=False,
-        metadata={"help": "Make the critic a second adapter and a head on the base of a policy with adapters."},
-    )
-    critic_learning_rate: float = field(default=2e-6, metadata={"help": "Learning rate of the critic's AdamW."})
-    critic_lr_scheduler_type: str = field(
-        default="constant_with_warmup",
-        metadata={"help": "Schedule of the critic's learning rate, over its own updates, pretraining included."},
-    )
-    critic_warmup_steps: int = field(default=0, metadata={"help": "Updates of linear warm-up of the critic."})
-    critic_weight_decay: float = field(default=0.0, metadata={"help": "Weight decay of the critic's matrices."})
-    critic_max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Norm to which the critic's gradient is clipped; 0 for no clip."}
-    )
-    critic_gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Gradient checkpointing of the critic. Default: as the policy's."}
-    )
-    critic_updates_per_step: int = field(
-        default=1,
-        metadata={"help": "Updates of the critic for each optimizer step of the policy, on the same samples."},
-    )
-    critic_pretraining_steps: int = field(
-        default=50,
-        metadata={
-            "help": "Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.",
-        },
-    )
-    critic_pretraining_loss_threshold: float | None = field(
-        default=None,
-        metadata={"help": "End the pretraining early once the critic's loss over one rollout is at most this."},
-    )
+    restricted = NO_GROUP
+
+    critic_model_name_or_path: str | None = None
+    critic_model_init_kwargs: dict | str | None = field(default=None, metadata=unless(critic_share_base=True))
+    critic_initial_value: float = 0.0
+    critic_peft_config: dict | str | None = None
+    critic_share_base: bool = False
+    critic_learning_rate: float = field(default=2e-6, metadata=at_least(0))
+    critic_lr_scheduler_type: str = "constant_with_warmup"
+    critic_warmup_steps: int = field(default=0, metadata=at_least(0))
+    critic_weight_decay: float = field(default=0.0, metadata=at_least(0))
+    critic_max_grad_norm: float = field(default=1.0, metadata=at_least(0))
+    critic_gradient_checkpointing: bool | None = None
+    critic_updates_per_step: int = field(default=1, metadata=at_least(1))
+    critic_pretraining_steps: int = field(default=50, metadata=at_least(0))
+    critic_pretraining_loss_threshold: float | None = field(default=None, metadata=unless(critic_pretraining_steps=0))
     critic_pretraining_explained_variance_threshold: float | None = field(
-        default=None,
-        metadata={"help": "End the pretraining early once the explained variance over one rollout is at least this."},
+        default=None, metadata=unless(critic_pretraining_steps=0)
     )
-    critic_hub_model_id: str | None = field(
-        default=None,
-        metadata={
-            "help": "Repository of its own that the critic is pushed to. Default: the folder `critic` of the policy's."
-        },
-    )
+    critic_hub_model_id: str | None = None
+    scale_rewards: str = "none"
 
     def __post_init__(self):
         super().__post_init__()
-        name = type(self).__name__
-        for option, lowest in (
-            ("critic_warmup_steps", 0),
-            ("critic_updates_per_step", 1),
-            ("critic_pretraining_steps", 0),
-        ):
+        for option in ("critic_model_init_kwargs", "critic_peft_config"):
             value = getattr(self, option)
-            if not isinstance(value, int) or value < lowest:
-                raise ValueError(f"{name}: `{option}` must be a whole number of at least {lowest}, got {value!r}.")
-        for option in ("critic_learning_rate", "critic_weight_decay", "critic_max_grad_norm"):
-            value = getattr(self, option)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: `{option}` must be a finite number of at least 0, got {value!r}.")
-        if not math.isfinite(self.critic_initial_value):
-            raise ValueError(f"{name}: `critic_initial_value` must be finite, got {self.critic_initial_value}.")
-        self.critic_peft_config = _as_dict(self.critic_peft_config, f"{name}: `critic_peft_config`")
-        self.critic_model_init_kwargs = _as_dict(self.critic_model_init_kwargs, f"{name}: `critic_model_init_kwargs`")
-        if self.critic_share_base and self.critic_model_init_kwargs is not None:
-            raise ValueError(
-                f"{name}: `critic_model_init_kwargs={self.critic_model_init_kwargs!r}` has no effect with "
-                "`critic_share_base=True`: the base is the policy's."
-            )
-        if self.critic_pretraining_steps == 0:
-            for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
-                if getattr(self, option) is not None:
-                    raise ValueError(
-                        f"{name}: `{option}={getattr(self, option)}` has no effect with `critic_pretraining_steps=0`."
-                    )
-
-
-def _as_dict(value: Any, name: str) -> Any:
-    if isinstance(value, str):
-        value = json.loads(value)
-    if value is not None and not isinstance(value, dict):
-        raise TypeError(
-            f"{name} must be a dict, got {type(value).__name__}. Pass a `PeftConfig` as the trainer's argument."
-        )
-    return value
+            if value is not None and not isinstance(value, dict):
+                raise TypeError(
+                    f"{type(self).__name__}: `{option}` must be a dict, got {type(value).__name__}. Pass a "
+                    "`PeftConfig` as the trainer's argument."
+                )

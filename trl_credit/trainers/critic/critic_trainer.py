@@ -7,7 +7,9 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from ...critics.card import loading_code, push_critic, write_critic_card
+from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
+from ...critics.facts import CriticFacts, fingerprint
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
 from ...seam import CreditTrainer
@@ -29,6 +31,7 @@ class CriticTrainer(CreditTrainer):
     critic: Any
     processing_class: Any
     config_class = CriticConfig
+    critic_kind: str  # see [`~trl_credit.critics.facts.CriticFacts`]
     folders_of_networks = (CRITIC_FOLDER,)
     # Of the latest rollout; NaN when its returns do not vary.
     explained_variance: float = float("nan")
@@ -48,17 +51,26 @@ class CriticTrainer(CreditTrainer):
 
             critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
+        # What the critic that this run starts from was trained with, if it says so.
+        self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        if self._source_facts is not None:
+            self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
+        self._critic_reader: Critic | None = None
         self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
 
     # --- What a subclass says
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         """The network, from the trainer's `critic` argument, or from the policy if that is None."""
+        raise NotImplementedError
+
+    def make_critic_reader(self, runner: Runner) -> Critic:
+        """What is asked of the network and how its answers are read."""
         raise NotImplementedError
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
@@ -75,6 +87,24 @@ class CriticTrainer(CreditTrainer):
             "A value model: for every token of a prompt and completion it gives the reward that the policy is expected "
             "to end\nwith. The value of the state in which token t is chosen is the output at the token before it.\n\n"
             f"```python\n{loading_code(self.critic)}\nvalues = critic(input_ids).logits.squeeze(-1)\n```"
+        )
+
+    def critic_settings(self) -> dict[str, Any]:
+        """The options of the config without which the critic would be asked or read in another way."""
+        return {}
+
+    def critic_facts(self) -> CriticFacts:
+        """What the critic is, for those who load it."""
+        config = self.critic.config.get_text_config()
+        earlier = 0 if self._source_facts is None else self._source_facts.updates
+        return CriticFacts(
+            self.critic_kind,
+            self.critic_settings(),
+            context=getattr(config, "max_position_embeddings", None),
+            tokenizer=fingerprint(self.critic_processing_class),
+            own_tokenizer=self.critic_processing_class is not self.processing_class,
+            vocabulary_size=config.vocab_size,
+            updates=earlier + self.engine.steps,
         )
 
     # --- The critic in the run
@@ -130,6 +160,32 @@ class CriticTrainer(CreditTrainer):
             )
             self.critic = self._engine.network
         return self._engine
+
+    @property
+    def critic_reader(self) -> Any:
+        """The [`~trl_credit.critics.critic.Critic`] that the network is. It is made with the engine that runs it."""
+        if self._critic_reader is None:
+            self._critic_reader = self.make_critic_reader(self.engine)
+        return self._critic_reader
+
+    def with_prompts(self, rollout: dict) -> dict:
+        """The latest rollout with its prompts as they are in the dataset, for critics that read them."""
+        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], **rollout}
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """
+        The critic's values of all states of a rollout, those that `assign_credit` makes credit of. Nothing of the run
+        is changed.
+
+        Args:
+            rollout (`dict`):
+                As [`~trl_credit.critics.critic.Critic.state_values`] takes it. `prompts` may be left out of the latest
+                one of this process.
+
+        Returns:
+            `torch.Tensor`: `(B, T + 1)`, float32, NaN where the critic has no answer.
+        """
+        return self.critic_reader.state_values(self.with_prompts(rollout))
 
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the micro-batches of an optimizer step."""
@@ -216,6 +272,7 @@ class CriticTrainer(CreditTrainer):
         self.engine.save(folder)
         if self.accelerator.is_main_process:
             self.critic_processing_class.save_pretrained(folder)
+            self.critic_facts().save(folder)
             write_critic_card(Path(folder), self)
 
     def save_networks(self, folder: Path) -> None:

@@ -1,19 +1,27 @@
 from dataclasses import dataclass, field
 
 from ...critics.generative.question import check_template
+from ...options import above, at_least, between, one_of, unless
+from ...seam.config import PER_TOKEN
 from ..critic.critic_config import CriticConfig
-from ..vapo.vapo_config import TOKEN_LOSS_TYPES
 
 
-# Of `CriticConfig`, what a critic that writes its values has no use for, and why.
-_NO_USE = {
-    "critic_initial_value": "there is no head; what an untrained critic answers is what it was taught",
-    "critic_share_base": "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
-    "critic_updates_per_step": "REINFORCE needs answers of the critic as it is, so each is trained on once",
-    "critic_pretraining_loss_threshold": "the loss of REINFORCE says nothing of the error; use "
-    "`critic_pretraining_patience`",
-    "critic_pretraining_explained_variance_threshold": "use `critic_pretraining_patience`",
+# Of `CriticConfig`, what a critic that writes its values has no use for: its default, and why.
+_NO_USE: dict[str, tuple] = {
+    "critic_initial_value": (0.0, "there is no head; what an untrained critic answers is what it was taught"),
+    "critic_share_base": (
+        False,
+        "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
+    ),
+    "critic_updates_per_step": (1, "REINFORCE needs answers of the critic as it is, so each is trained on once"),
+    "critic_pretraining_loss_threshold": (
+        None,
+        "the loss of REINFORCE says nothing of the error; use `critic_pretraining_patience`",
+    ),
+    "critic_pretraining_explained_variance_threshold": (None, "use `critic_pretraining_patience`"),
 }
+_OF_SERVER = unless(critic_use_vllm=False, critic_vllm_mode="colocate")
+_OF_COLOCATED = unless(critic_use_vllm=False, critic_vllm_mode="server")
 
 
 @dataclass
@@ -85,136 +93,59 @@ class GenACConfig(CriticConfig):
             many evaluations. Default: make all `critic_pretraining_steps`.
         critic_validation_steps (`int`, *optional*, defaults to `10`):
             Updates of the pretraining from one evaluation to the next, with `critic_pretraining_patience`.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            Only `"none"`: there is no group baseline to scale.
 
     > [!NOTE]
     > Rewards must lie in [0, 1], as the critic's values do.
     """
 
-    critic_template: str | None = field(
-        default=None, metadata={"help": "What the critic is asked, with its slots. Default: the package's."}
-    )
-    critic_max_completion_length: int = field(
-        default=1024, metadata={"help": "Longest answer of the critic, in tokens."}
-    )
-    critic_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature at which the critic's answers are sampled."}
-    )
-    critic_baseline: str = field(
-        default="none",
-        metadata={
-            "help": "What is taken from the critic's rewards in its loss: `none`, or `leave_one_out`, the mean of all "
-            "other answers of the rollout.",
-            "choices": ["none", "leave_one_out"],
+    restricted = {
+        **CriticConfig.restricted,
+        **PER_TOKEN,
+        **{
+            name: ((default,), f"has no use for a critic that writes its values: {reason}")
+            for name, (default, reason) in _NO_USE.items()
         },
-    )
-    actor_description: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the critic is told of who writes the completions. Default: a language model and its size."
-        },
-    )
-    hint_momentum: float | None = field(
-        default=0.9,
-        metadata={
-            "help": "How much of the success rate that the critic is told is of earlier rollouts. `None`: it is not "
-            "told any."
-        },
-    )
-    segment_min_length: int = field(default=40, metadata={"help": "Shortest segment of a completion, in tokens."})
-    segment_target_length: int = field(
-        default=120, metadata={"help": "Length of a segment from which on it ends at the next good place."}
-    )
-    segment_max_length: int = field(default=240, metadata={"help": "Length at which a segment ends in any case."})
-    max_segments: int | None = field(
-        default=None, metadata={"help": "Most segments of a completion. Default: no limit."}
-    )
-    segment_lambda: float = field(default=1.0, metadata={"help": "Lambda in [0, 1] of the advantages over segments."})
-    critic_packing: bool = field(
-        default=True,
-        metadata={
-            "help": "Train the critic on all answers about a completion in one sequence, in which they share the "
-            "completion."
-        },
-    )
-    critic_generation_batch_tokens: int = field(
-        default=65536,
-        metadata={"help": "Tokens of the critic's prompts and answers that are generated together."},
-    )
-    critic_update_batch_tokens: int = field(
-        default=16384,
-        metadata={"help": "Tokens of a forward and backward pass of the critic's update."},
-    )
-    critic_mask_memory: float = field(
-        default=1.0, metadata={"help": "GiB for the attention mask of such a pass, with `critic_packing`."}
-    )
-    critic_use_vllm: bool = field(default=False, metadata={"help": "Let vLLM write the critic's answers."})
+    }
+
+    critic_template: str | None = None
+    critic_max_completion_length: int = field(default=1024, metadata=at_least(1))
+    critic_temperature: float = field(default=1.0, metadata=above(0))
+    critic_baseline: str = field(default="none", metadata=one_of("none", "leave_one_out"))
+    actor_description: str | None = None
+    hint_momentum: float | None = field(default=0.9, metadata=between(0, 1, open_end=True))
+    segment_min_length: int = field(default=40, metadata=at_least(1))
+    segment_target_length: int = field(default=120, metadata=at_least(1))
+    segment_max_length: int = field(default=240, metadata=at_least(1))
+    max_segments: int | None = field(default=None, metadata=at_least(1))
+    segment_lambda: float = field(default=1.0, metadata=between(0, 1))
+    critic_packing: bool = True
+    critic_generation_batch_tokens: int = field(default=65536, metadata=at_least(1))
+    critic_update_batch_tokens: int = field(default=16384, metadata=at_least(1))
+    critic_mask_memory: float = field(default=1.0, metadata=above(0))
+    critic_use_vllm: bool = False
     critic_vllm_mode: str = field(
-        default="colocate",
-        metadata={
-            "help": "`colocate` for an engine in the training processes, `server` for one at "
-            "`critic_vllm_server_base_url`.",
-            "choices": ["colocate", "server"],
-        },
+        default="colocate", metadata=one_of("colocate", "server") | unless(critic_use_vllm=False)
     )
-    critic_vllm_server_base_url: str | None = field(default=None, metadata={"help": "Where the critic's server is."})
-    critic_vllm_group_port: int = field(
-        default=51217, metadata={"help": "Port over which the critic's server is sent its weights."}
-    )
-    critic_vllm_gpu_memory_utilization: float = field(
-        default=0.3, metadata={"help": "Share of the GPU's memory for the critic's engine."}
-    )
-    critic_vllm_max_model_length: int | None = field(
-        default=None, metadata={"help": "Context of the critic's engine. Default: the critic's."}
-    )
-    critic_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the critic's AdamW."})
-    critic_pretraining_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Most optimizer steps of the critic on rollouts of the fixed policy before the policy moves."
-        },
-    )
+    critic_vllm_server_base_url: str | None = field(default=None, metadata=_OF_SERVER)
+    critic_vllm_group_port: int = field(default=51217, metadata=_OF_SERVER)
+    critic_vllm_gpu_memory_utilization: float = field(default=0.3, metadata=_OF_COLOCATED | between(0, 1))
+    critic_vllm_max_model_length: int | None = field(default=None, metadata=_OF_COLOCATED | at_least(1))
+    critic_learning_rate: float = 1e-6
+    critic_pretraining_steps: int = 0
     critic_pretraining_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "End the pretraining once the critic's error on the evaluation data has not fallen below its "
-            "lowest in so many evaluations."
-        },
+        default=None, metadata=at_least(1) | unless(critic_pretraining_steps=0)
     )
-    critic_validation_steps: int = field(
-        default=10,
-        metadata={"help": "Updates of the pretraining from one evaluation to the next."},
-    )
-    scale_rewards: str = field(
-        default="none",
-        metadata={"help": "Only `none`: there is no group baseline to scale."},
-    )
+    critic_validation_steps: int = field(default=10, metadata=at_least(1))
 
     def __post_init__(self):
-        defaults = {name: CriticConfig.__dataclass_fields__[name].default for name in _NO_USE}
-        for name, reason in _NO_USE.items():
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"GenACConfig: `{name}={getattr(self, name)!r}` has no use for a critic that writes its values: "
-                    f"{reason}. Leave it at {defaults[name]!r}."
-                )
         super().__post_init__()
         lengths = ("segment_min_length", "segment_target_length", "segment_max_length")
-        optional = ("max_segments", "critic_pretraining_patience")
-        tokens = ("critic_max_completion_length", "critic_generation_batch_tokens", "critic_update_batch_tokens")
-        for name in (*lengths, *tokens, "critic_validation_steps", *optional):
-            value = getattr(self, name)
-            if (value is not None or name not in optional) and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"GenACConfig: `{name}` must be a whole number of at least 1, got {value!r}.")
         shortest, target, longest = (getattr(self, name) for name in lengths)
         if not shortest <= target <= longest or longest < 2 * shortest:
             raise ValueError(
                 f"GenACConfig: `segment_target_length` ({target}) must lie between `segment_min_length` ({shortest}) "
                 f"and `segment_max_length` ({longest}), and the last be at least twice the first."
             )
-        if self.hint_momentum is not None and not 0 <= self.hint_momentum < 1:
-            raise ValueError(f"GenACConfig: `hint_momentum` must be in [0, 1), or None, got {self.hint_momentum!r}.")
         if self.critic_template is not None:
             hint = ("success_rate",) if self.hint_momentum is not None else ()
             check_template(self.critic_template, (*hint, "problem", "partial_solution"))
@@ -223,60 +154,5 @@ class GenACConfig(CriticConfig):
                     "GenACConfig: `critic_template` has {success_rate}, but with `hint_momentum=None` the critic is "
                     "not told any. Take it out, or set `hint_momentum`."
                 )
-        if not 0 <= self.segment_lambda <= 1:
-            raise ValueError(f"GenACConfig: `segment_lambda` must be in [0, 1], got {self.segment_lambda!r}.")
-        if not 0 < self.critic_temperature < float("inf"):
-            raise ValueError(
-                f"GenACConfig: `critic_temperature` must be a positive number, got {self.critic_temperature!r}: "
-                "REINFORCE learns from answers that were sampled."
-            )
-        if self.critic_baseline not in ("none", "leave_one_out"):
-            raise ValueError(
-                f"GenACConfig: `critic_baseline` must be 'none' or 'leave_one_out', got {self.critic_baseline!r}."
-            )
-        if self.critic_pretraining_patience is not None and self.critic_pretraining_steps == 0:
-            raise ValueError(
-                f"GenACConfig: `critic_pretraining_patience={self.critic_pretraining_patience}` has no effect with "
-                "`critic_pretraining_steps=0`."
-            )
-        if not 0 < self.critic_mask_memory < float("inf"):
-            raise ValueError(
-                f"GenACConfig: `critic_mask_memory` must be a positive number, got {self.critic_mask_memory!r}."
-            )
-        self._check_vllm()
-        if self.loss_type not in TOKEN_LOSS_TYPES:
-            raise ValueError(
-                f"GenACConfig: `loss_type={self.loss_type!r}` has no per-token advantage. Choose one of "
-                f"{TOKEN_LOSS_TYPES}."
-            )
-        for name, only in (("scale_rewards", "none"), ("multi_objective_aggregation", "sum_then_normalize")):
-            if getattr(self, name) != only:
-                raise ValueError(
-                    f"GenACConfig: `{name}={getattr(self, name)!r}` has no effect: advantages come from the critic, "
-                    f"not from a group of completions. Leave it at {only!r}."
-                )
-        if self.importance_sampling_level != "token":
-            raise ValueError(
-                f"GenACConfig: `importance_sampling_level={self.importance_sampling_level!r}` gives a completion one "
-                "ratio, but its segments have advantages of their own. Use 'token'."
-            )
-
-    def _check_vllm(self):
-        if self.critic_vllm_mode not in ("colocate", "server"):
-            raise ValueError(
-                f"GenACConfig: `critic_vllm_mode` must be 'colocate' or 'server', got {self.critic_vllm_mode!r}."
-            )
-        only_with = {
-            "critic_vllm_mode": (None, self.critic_use_vllm),
-            "critic_vllm_server_base_url": ("server", self.critic_vllm_mode == "server"),
-            "critic_vllm_group_port": ("server", self.critic_vllm_mode == "server"),
-            "critic_vllm_gpu_memory_utilization": ("colocate", self.critic_vllm_mode == "colocate"),
-            "critic_vllm_max_model_length": ("colocate", self.critic_vllm_mode == "colocate"),
-        }
-        for name, (mode, is_used) in only_with.items():
-            value = getattr(self, name)
-            if value != self.__dataclass_fields__[name].default and not (self.critic_use_vllm and is_used):
-                needs = "critic_use_vllm=True" + (f"` and `critic_vllm_mode={mode!r}" if mode else "")
-                raise ValueError(f"GenACConfig: `{name}={value!r}` has no effect without `{needs}`.")
         if self.critic_vllm_mode == "server" and self.critic_vllm_server_base_url is None:
             raise ValueError("GenACConfig: `critic_vllm_mode='server'` needs `critic_vllm_server_base_url`.")

@@ -1,28 +1,29 @@
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 from transformers.trainer_pt_utils import get_model_param_count
 
 from ...credit.running_mean import RunningMean
 from ...credit.segment_gae import segment_advantages, segment_of_token
 from ...critics.card import loading_code
 from ...critics.engine.engine import seeded
+from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
+from ...critics.generative.critic import GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import answer_log_probs, plan_rows
-from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, critic_query, parse_score
+from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows
 from ...critics.prompt import load_critic_tokenizer
-from ...critics.token import refuse_images
-from ...sampling import chunks_within, sample_answers
-from ...segmenting import DelimiterSegmenter, Segmenter, segment_texts
+from ...sampling import chunks_within
+from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import fit_report, value_means
+from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
 
 
@@ -72,6 +73,8 @@ class GenACTrainer(CriticTrainer):
     _name = "GenAC"
     args: GenACConfig
     config_class = GenACConfig
+    critic_kind = "generative"
+    rollout_keys = {"readings": "[B]"}
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
@@ -79,19 +82,26 @@ class GenACTrainer(CriticTrainer):
         if critic_processing_class is None and source is not None and not isinstance(source, nn.Module):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
         self._critic_processing_class = critic_processing_class
-        self.template = self.args.critic_template or (
-            TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT
-        )
-        self.actor_description = self.args.actor_description or _describe(self.model)
-        self.segmenter = segmenter or DelimiterSegmenter(
-            self.args.segment_min_length,
-            self.args.segment_target_length,
-            self.args.segment_max_length,
-            self.args.max_segments,
+        facts = self._source_facts
+        if facts is not None:
+            refuse_other_segmenter(facts, segmenter, source)
+        self.question = Question(
+            self.critic_processing_class,
+            self.processing_class,
+            self.args.critic_template or (TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT),
+            self.args.actor_description or _describe(self.model),
+            segmenter
+            or DelimiterSegmenter(
+                self.args.segment_min_length,
+                self.args.segment_target_length,
+                self.args.segment_max_length,
+                self.args.max_segments,
+            ),
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
-        self.success_rate = RunningMean()  # what the critic is told
-        self.mean_value = RunningMean()  # what stands in for a value that it does not give
+        # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
+        hint = (facts and facts.hint) or {}
+        self.success_rate, self.mean_value = (RunningMean(*hint.get(n, ())) for n in ("success_rate", "mean_value"))
         self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
         self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
@@ -111,12 +121,46 @@ class GenACTrainer(CriticTrainer):
             refuse_unpackable(network)
         return network
 
+    def make_critic_reader(self, runner) -> GenerativeCritic:
+        question = self.question
+        return GenerativeCritic(
+            runner,
+            question.tokenizer,
+            question.policy_tokenizer,
+            question.template,
+            question.actor_description,
+            max_completion_length=self.args.critic_max_completion_length,
+            batch_tokens=self.args.critic_generation_batch_tokens,
+            temperature=self.args.critic_temperature,
+            segmenter=question.segmenter,
+            context=self.args.critic_vllm_max_model_length,
+            write=self._write_with_vllm if self.args.critic_use_vllm else self._write,
+            seed=self.args.seed,
+        )
+
+    def critic_settings(self) -> dict[str, Any]:
+        return {
+            **self.question.settings(),
+            "hint_momentum": self.args.hint_momentum,
+            "critic_temperature": self.args.critic_temperature,
+            "critic_max_completion_length": self.args.critic_max_completion_length,
+        }
+
+    def critic_facts(self) -> CriticFacts:
+        hint = {"success_rate": list(self.success_rate), "mean_value": list(self.mean_value)}
+        return replace(super().critic_facts(), hint=hint if self.success_rate.weight else None)
+
+    @property
+    def critic_context(self) -> float:
+        """Most tokens that the critic can be given, its answer included."""
+        return min(context_of(self.critic), self.args.critic_vllm_max_model_length or float("inf"))
+
     def describe_critic(self) -> str:
         return (
             "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
             "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
             "`trl_credit.critics.generative.question`\nlays out the question and reads the score.\n\n"
-            f"```text\n{self.template}\n```\n\n"
+            f"```text\n{self.question.template}\n```\n\n"
             f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
         )
 
@@ -150,72 +194,42 @@ class GenACTrainer(CriticTrainer):
 
     # --- What the critic is asked, and what it answers
 
-    def read(self, completion_ids: list[int], trained: list[bool], prompt: Any, success_rate: float) -> Reading:
-        """
-        Cut a completion into segments and say what the critic is asked about them.
-
-        Args:
-            completion_ids (`list[int]`):
-                The completion, without padding.
-            trained (`list[bool]`):
-                Which of its tokens the policy chose.
-            prompt (`str` or `list[dict]`):
-                Its prompt, as it is in the dataset.
-            success_rate (`float`):
-                What the critic is told of the policy.
-        """
-        ends = self.segmenter(completion_ids, self.processing_class, trained)
-        texts = segment_texts(completion_ids, ends, self.processing_class)
-        tokenizer = self.critic_processing_class
-        query = critic_query(tokenizer, self.template, prompt, texts, self.actor_description, success_rate)
-        return Reading(query, texts, ends)
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """See [`CriticTrainer.state_values`]; what the critic writes is sampled as in an evaluation."""
+        self.critic_reader.success_rate = self.success_rate.value
+        return super().state_values(rollout)
 
     def ask(self, readings: list[Reading], mode: str) -> None:
-        """Let the critic answer about all states of all completions of this process that leave it room."""
+        """Let the critic answer about all states of completions of this process that leave it room."""
         started = time.perf_counter()
-        prompts, places = [], []
-        for reading in readings:
-            reading.answers = [[] for _ in reading.ends]
-            for state, prompt in enumerate(reading.query.prompts()):
-                if len(prompt) + self.args.critic_max_completion_length <= self._critic_context:
-                    prompts.append(prompt)
-                    places.append((reading, state))
-                elif state == 0:
-                    raise ValueError(
-                        f"A problem takes {len(prompt)} tokens to put to the critic, whose context of "
-                        f"{self._critic_context} leaves no room for an answer of `critic_max_completion_length="
-                        f"{self.args.critic_max_completion_length}` tokens. Shorten the answer, or drop the problem "
-                        f"from the dataset. It ends: {self._text_of([prompt])[0][-200:]!r}"
-                    )
+        critic = self.critic_reader
         if mode == "eval":
             # The same noise in every evaluation, and none of the run's random numbers.
-            with seeded(self.args.seed + self.accelerator.process_index):
-                answers = self._generate_answers(prompts)
+            with seeded(critic.seed + self.accelerator.process_index):
+                critic.ask(readings)
         else:
-            answers = self._generate_answers(prompts)
-        for (reading, state), answer in zip(places, answers, strict=True):
-            reading.answers[state] = answer
-        read = sum(map(len, prompts))
+            critic.ask(readings)
+        tokens = critic.tokens
         if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
-            read = sum(
-                len(reading.query.shared_ids) + len(reading.answers) * len(reading.query.tail_ids)
+            tokens = sum(
+                len(reading.query.shared_ids)
+                + len(reading.answers) * len(reading.query.tail_ids)
+                + sum(map(len, reading.answers))
                 for reading in readings
             )
         self.log_value(mode, "critic/generation_time", time.perf_counter() - started)
-        self._log_total(mode, "critic/generation_tokens", read + sum(map(len, answers)))
+        self._log_total(mode, "critic/generation_tokens", tokens)
 
-    def _generate_answers(self, prompts: list[list[int]]) -> list[list[int]]:
-        if self.args.critic_use_vllm:
-            return self._ask_vllm(prompts)
+    def _write(self, prompts: list[list[int]]) -> list[list[int]]:
         engine, longest = self.engine, self.args.critic_max_completion_length
         chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
         synced = engine.backend.splits_weights
         if synced:
             chunks += [[]] * (self._most(len(chunks)) - len(chunks))
         with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
-            return engine.evaluate(lambda _: sample_answers(network, prompts, self._sampling, chunks, synced))
+            return engine.evaluate(lambda _: self.critic_reader.sample(network, prompts, chunks, synced))
 
-    def _ask_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
+    def _write_with_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
         engine = self.engine  # makes the critic's place in memory first
         if self._vllm is None:
             self._vllm = self.vllm_beside(
@@ -236,37 +250,9 @@ class GenACTrainer(CriticTrainer):
         _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
         return [list(answer) for answer in answers[: len(prompts)]]
 
-    @property
-    def _sampling(self) -> GenerationConfig:
-        tokenizer = self.critic_processing_class
-        ends = self.critic.generation_config.eos_token_id
-        ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return GenerationConfig(
-            max_new_tokens=self.args.critic_max_completion_length,
-            do_sample=True,
-            temperature=self.args.critic_temperature,
-            # The whole distribution, for REINFORCE, whatever the checkpoint's own settings are.
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            eos_token_id=sorted(ends),
-            pad_token_id=pad,
-            disable_compile=True,
-        )
-
-    @property
-    def _critic_context(self) -> float:
-        context = getattr(self.critic.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-        return min(context, self.args.critic_vllm_max_model_length or float("inf"))
-
-    def _text_of(self, answers: list[list[int]]) -> list[str]:
-        return self.critic_processing_class.batch_decode(answers, skip_special_tokens=True)
-
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        refuse_images(rollout)
         self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
@@ -274,18 +260,8 @@ class GenACTrainer(CriticTrainer):
             self.success_rate = self.success_rate.updated(self.accelerator.gather(rewards), self._momentum)
         hint = self.success_rate.value
 
-        ids, chosen = rollout["completion_ids"], self.trained_tokens(rollout)
-        readings: list[Reading | None] = [
-            self.read(ids[row, :length].tolist(), chosen[row, :length].tolist(), self.rollout_rows[row]["prompt"], hint)
-            if counted[row]
-            else None
-            for row, length in enumerate(rollout["completion_mask"].sum(1))
-        ]
-        asked = [reading for reading in readings if reading is not None]
-        self.ask(asked, mode)
-        for reading in asked:
-            reading.scores = [parse_score(text) for text in self._text_of(reading.answers)]
-
+        readings = self.critic_reader.readings(self.with_prompts(rollout), hint, counted)
+        self.ask([reading for reading in readings if reading is not None], mode)
         values, states, heard = as_tensors(readings, rewards.device)
         parsed = values.isfinite()
 
@@ -302,7 +278,7 @@ class GenACTrainer(CriticTrainer):
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
         self._report(mode, readings, values, outcomes, earned, states, heard, parsed)
         if self.args.log_completions or self.logs_credit:
-            rows = table_rows(readings, values, advantages, segments, self._text_of)
+            rows = table_rows(readings, values, advantages, segments, self.critic_reader.text_of)
             self.add_column("segments", rows)
             self.add_credit("segments", rows)
             self.add_credit("value", values.gather(1, segments.clamp(min=0)))
@@ -332,8 +308,6 @@ class GenACTrainer(CriticTrainer):
         for reading, row in zip(readings, weights.tolist(), strict=True):
             if reading is not None:
                 reading.weights = row[: len(reading.ends)]
-
-    # --- The policy's loss
 
     # --- Pretraining
 
@@ -410,7 +384,7 @@ class GenACTrainer(CriticTrainer):
             "reward": (earned[heard].sum(), heard.sum()),
             "segments": (states.sum(), states.any(1).sum()),
             "states_without_room": ((states & ~heard).sum(), states.sum()),
-            **answer_means([reading for reading in readings if reading], self._sampling.eos_token_id),  # type: ignore
+            **answer_means([reading for reading in readings if reading], self.critic_reader.ends),
             **{f"value_{name}": pair for name, pair in value_means(values, states, outcomes[:, 0] > 0.5).items()},
         }
         self.log_means(mode, {f"critic/{name}": pair for name, pair in means.items()})

@@ -1,7 +1,7 @@
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...options import at_most, between, one_of, unless
 from ...seam import CreditConfig
 
 
@@ -44,83 +44,15 @@ class GRPOLambdaConfig(CreditConfig):
     exact_token_mean: ClassVar[bool] = False  # TRL's, so that λ = 0 is GRPO
     allows_single_generation: ClassVar[bool] = False  # the baseline is the group's
 
-    trace_lambda: float = field(
-        default=0.99,
-        metadata={
-            "help": "Trace decay lambda in [0, 1]. Together with `gamma` it sets a = gamma * lambda, by which the "
-            "weight of a token in the ratios of later tokens decays. `0.0` gives GRPO, whatever the other trace "
-            "options say."
-        },
-    )
-    gamma: float = field(default=1.0, metadata={"help": "Discount gamma in [0, 1]."})
-    trace_style: str = field(
-        default="recent",
-        metadata={
-            "help": "Which earlier tokens weigh most in a token's ratio: `recent` the ones just before it (eq. 1), "
-            "`both` those and the first ones of the completion (eq. 2).",
-            "choices": ["recent", "both"],
-        },
-    )
-    trace_update: str = field(
-        default="trace",
-        metadata={
-            "help": "`trace` traces the log-ratio inside the loss (algorithm 1); `weight` keeps the plain ratio and "
-            "multiplies the loss of each token by its trace weight (algorithm 2).",
-            "choices": ["trace", "weight"],
-        },
-    )
-    trace_floor: float = field(
-        default=0.0,
-        metadata={"help": "Smallest weight of an earlier token in a trace, in [0, 1] (eqs. 17 and 18)."},
-    )
-    trace_normalization: str = field(
-        default="none",
-        metadata={
-            "help": "`none` as in the paper, where early tokens can weigh 1 / (1 - a) times as much as in GRPO; `mean` "
-            "divides the trace so that the weights average 1 over each completion.",
-            "choices": ["none", "mean"],
-        },
-    )
-    min_advantage: float | None = field(
-        default=-0.1,
-        metadata={
-            "help": "Lower clamp of the group-normalised advantage, at most 0. `None` turns it off.",
-        },
-    )
+    restricted = {"loss_type": (TRACED_LOSS_TYPES, "has no ratio per token to trace")}
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("trace_lambda", "gamma", "trace_floor"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"GRPOLambdaConfig: `{name}` must be a number in [0, 1], got {value!r}.")
-        for name, allowed in (
-            ("trace_style", ("recent", "both")),
-            ("trace_update", ("trace", "weight")),
-            ("trace_normalization", ("none", "mean")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"GRPOLambdaConfig: `{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        if self.min_advantage is not None and not (
-            isinstance(self.min_advantage, (int, float))
-            and math.isfinite(self.min_advantage)
-            and self.min_advantage <= 0
-        ):
-            raise ValueError(
-                "GRPOLambdaConfig: `min_advantage` must be a finite number of at most 0, or None for no clamp, got "
-                f"{self.min_advantage!r}."
-            )
-        if self.trace_floor > 0 and self.trace_decay == 0:
-            raise ValueError(
-                f"GRPOLambdaConfig: `trace_floor={self.trace_floor}` has no effect with `trace_lambda="
-                f"{self.trace_lambda}` and `gamma={self.gamma}`, which turn the trace off. Set it to 0, or both of the "
-                "others above 0."
-            )
-        if self.loss_type not in TRACED_LOSS_TYPES:
-            raise ValueError(
-                f"GRPOLambdaConfig: no trace is defined for `loss_type={self.loss_type!r}`. Choose one of "
-                f"{TRACED_LOSS_TYPES}."
-            )
+    trace_lambda: float = field(default=0.99, metadata=between(0, 1))
+    gamma: float = field(default=1.0, metadata=between(0, 1))
+    trace_style: str = field(default="recent", metadata=one_of("recent", "both"))
+    trace_update: str = field(default="trace", metadata=one_of("trace", "weight"))
+    trace_floor: float = field(default=0.0, metadata=between(0, 1) | unless(trace_lambda=0, gamma=0))
+    trace_normalization: str = field(default="none", metadata=one_of("none", "mean"))
+    min_advantage: float | None = field(default=-0.1, metadata=at_most(0))
 
     @property
     def trace_decay(self) -> float:

@@ -1,7 +1,13 @@
-import math
 from dataclasses import dataclass, field
+from typing import Any
 
+from ...options import is_number, one_of, such_that, unless
 from ..critic.critic_config import CriticConfig
+
+
+def _is_range(value: Any) -> bool:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
+    return is_pair and value[0] < value[1]
 
 
 @dataclass
@@ -29,73 +35,28 @@ class SPPOConfig(CriticConfig):
             Learning rate of the critic's AdamW.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            Only `"none"`: there is no group baseline to scale.
     """
 
-    num_generations: int | None = field(
-        default=1,
-        metadata={"help": "Completions per prompt. The critic is the baseline, however many there are."},
-    )
-    critic_loss: str = field(
-        default="bce",
-        metadata={
-            "help": "What the critic is fitted with: `bce` for rewards within `reward_range`, `mse` for any rewards.",
-            "choices": ["bce", "mse"],
-        },
-    )
+    num_generations: int | None = 1
+    critic_loss: str = field(default="bce", metadata=one_of("bce", "mse"))
     reward_range: list[float] = field(
         default_factory=lambda: [0.0, 1.0],
-        metadata={"help": "Lowest and highest reward that there is, with `critic_loss=bce`."},
+        metadata=such_that(_is_range, "two finite numbers, the lower one first") | unless(critic_loss="mse"),
     )
-    critic_initial_value: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "What a fresh head of the critic answers everywhere before its first update, in units of the "
-            "reward. Default: the middle of `reward_range`, or 0 with `critic_loss=mse`."
-        },
-    )
-    critic_learning_rate: float = field(default=5e-6, metadata={"help": "Learning rate of the critic's AdamW."})
-    critic_pretraining_steps: int = field(
-        default=0,
-        metadata={"help": "Optimizer steps of the critic on rollouts of the fixed policy before the policy moves."},
-    )
-    scale_rewards: str = field(
-        default="none",
-        metadata={"help": "Only `none`: there is no group baseline to scale."},
-    )
+    critic_initial_value: float | None = None  # type: ignore[assignment]
+    critic_learning_rate: float = 5e-6
+    critic_pretraining_steps: int = 0
 
     def __post_init__(self):
-        if self.critic_loss not in ("bce", "mse"):
-            raise ValueError(f"SPPOConfig: `critic_loss` must be 'bce' or 'mse', got {self.critic_loss!r}.")
-        bounded = self.critic_loss == "bce"
-        low, high = self.reward_range = _as_range(self.reward_range)
-        if not bounded and (low, high) != (0, 1):
-            raise ValueError(
-                f"SPPOConfig: `reward_range={self.reward_range}` has no effect with `critic_loss='mse'`, which takes "
-                "rewards as they are. Drop it."
-            )
+        if _is_range(self.reward_range):
+            self.reward_range = [float(end) for end in self.reward_range]
+        self.check_options()
+        low, high = self.reward_range
         if self.critic_initial_value is None:
-            self.critic_initial_value = (low + high) / 2 if bounded else 0.0
-        elif bounded and not low < self.critic_initial_value < high:
+            self.critic_initial_value = (low + high) / 2 if self.critic_loss == "bce" else 0.0
+        elif self.critic_loss == "bce" and not low < self.critic_initial_value < high:
             raise ValueError(
                 f"SPPOConfig: `critic_initial_value={self.critic_initial_value}` must lie between the ends of "
                 f"`reward_range={self.reward_range}`: a value at its end has no finite logit."
             )
         super().__post_init__()
-        for name, only in (("scale_rewards", "none"), ("multi_objective_aggregation", "sum_then_normalize")):
-            if getattr(self, name) != only:
-                raise ValueError(
-                    f"SPPOConfig: `{name}={getattr(self, name)!r}` has no effect: the baseline is the critic's value, "
-                    f"not a group of completions, and advantages are not scaled. Leave it at {only!r}."
-                )
-
-
-def _as_range(value) -> list[float]:
-    try:
-        low, high = (float(end) for end in value)
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"SPPOConfig: `reward_range` must be two finite numbers, the lower one first, got {value!r}.")
-    return [low, high]

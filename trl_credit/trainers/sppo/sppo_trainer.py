@@ -1,5 +1,5 @@
 import math
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +9,10 @@ from ...credit.calibration import brier_score, calibration_sums, expected_calibr
 from ...credit.fit import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
-from ...critics.prompt import PAD, load_critic_tokenizer, pad_prompts, read_prompts, tokenize_prompts
-from ...critics.token import refuse_images
+from ...critics.facts import CriticFacts, fingerprint
+from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes
+from ..value_report import extremes
 from .sppo_config import SPPOConfig
 
 
@@ -61,6 +61,8 @@ class SPPOTrainer(CriticTrainer):
     }
     args: SPPOConfig
     config_class = SPPOConfig
+    critic_kind = "prompt"
+    rollout_keys = {"values": "(B,)", "critic_prompts": "(B, P)", "critic_targets": "(B,)"}
 
     def __init__(self, *args, critic=None, critic_processing_class=None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
@@ -74,6 +76,9 @@ class SPPOTrainer(CriticTrainer):
             source is None or isinstance(source, nn.Module) or self.args.critic_share_base
         ):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+            facts = self._source_facts
+            if facts is not None and not facts.own_tokenizer and facts.tokenizer == fingerprint(self.processing_class):
+                critic_processing_class = None  # it has read what this policy reads
         if critic_processing_class is self.processing_class:
             critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
@@ -97,10 +102,29 @@ class SPPOTrainer(CriticTrainer):
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         initial_value = self.args.critic_initial_value
         assert initial_value is not None  # set by the config
-        if self.args.critic_loss == "bce":
+        if self._source_facts is not None:  # its head is not fresh
+            initial_value = 0.0
+        elif self.args.critic_loss == "bce":
             low, high = self.args.reward_range
             initial_value = math.log((initial_value - low) / (high - initial_value))
         return self.make_value_model(policy, critic, peft_config, initial_value)
+
+    def critic_settings(self) -> dict[str, Any]:
+        return {"critic_loss": self.args.critic_loss, "reward_range": self.args.reward_range}
+
+    def critic_facts(self) -> CriticFacts:
+        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
+
+    def make_critic_reader(self, runner) -> PromptCritic:
+        return PromptCritic(
+            runner,
+            self._critic_processing_class,
+            self.args.critic_loss,
+            self.args.reward_range,
+            batch_size=self.args.per_device_train_batch_size,
+            tools=self.tools,
+            template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+        )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         outputs = read_prompts(network, inputs["prompts"])[inputs["prompt_of_target"]]
@@ -119,21 +143,12 @@ class SPPOTrainer(CriticTrainer):
         scored = targets.isfinite()
         distinct, prompt_of_target = prompts[scored].unique(dim=0, return_inverse=True)
         batches = []
-        for index in self._share_of(len(distinct)):
+        for index in self.critic_reader.share_of(len(distinct), distinct.device):
             target, prompt = (prompt_of_target.unsqueeze(1) == index).nonzero(as_tuple=True)
             batches.append(
-                {"prompts": _rows(distinct, index), "prompt_of_target": prompt, "targets": targets[scored][target]}
+                {"prompts": rows_of(distinct, index), "prompt_of_target": prompt, "targets": targets[scored][target]}
             )
         return super().update_critic(batches, prefix)
-
-    def _share_of(self, count: int) -> list[torch.Tensor]:
-        """
-        Indices of this process's share of `count` things, in batches, as many and as large on every process. The last
-        may be `count` or more: there to keep step with the others.
-        """
-        processes = self.accelerator.num_processes
-        index = torch.arange(self.accelerator.process_index, processes * math.ceil(count / processes), processes)
-        return list(index.to(self.accelerator.device).split(self.args.per_device_train_batch_size)) if count else []
 
     def describe_critic(self) -> str:
         value = "output"
@@ -148,68 +163,10 @@ class SPPOTrainer(CriticTrainer):
 
     # --- Credit
 
-    def prompts_for_critic(self, rollout: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        The prompts of a rollout in the critic's tokens.
-
-        Args:
-            rollout (`dict`):
-                TRL's, whose prompts are those of `rollout_rows`.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Prompts of shape `(B, P)`, padded on the left with -1, with the same P
-            on every process; and which of them were cut to fit the critic's context, shape `(B,)`: what is left is
-            their end.
-        """
-        refuse_images(rollout)
-        if self._critic_processing_class is None:  # exactly what the policy has read
-            prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
-        else:
-            texts = [row["prompt"] for row in self.rollout_rows]
-            template_kwargs: Any = self.args.chat_template_kwargs
-            ids = tokenize_prompts(self._critic_processing_class, texts, self.tools, template_kwargs)
-            prompts = pad_prompts(ids).to(self.accelerator.device)
-        config = self.critic.config.get_text_config()
-        if prompts.max() >= config.vocab_size:
-            raise ValueError(
-                f"A prompt has token {prompts.max().item()}, but the critic knows {config.vocab_size} tokens: "
-                f"{type(self.critic_processing_class).__name__} is not its tokenizer. Pass its own as "
-                "`critic_processing_class`."
-            )
-        context = getattr(config, "max_position_embeddings", None)
-        is_cut = (prompts != PAD).sum(1) > (math.inf if context is None else context)
-        prompts = prompts if context is None else prompts[:, -context:]
-        return self.accelerator.pad_across_processes(prompts, dim=1, pad_index=PAD, pad_first=True), is_cut
-
-    @torch.no_grad()
-    def values(self, prompts: torch.Tensor) -> torch.Tensor:
-        """
-        The critic's values, in units of the reward. Each distinct prompt goes through the critic once, on one process.
-
-        Args:
-            prompts (`torch.Tensor`):
-                Of [`prompts_for_critic`], shape `(B, P)`.
-
-        Returns:
-            `torch.Tensor`: Shape `(B,)`.
-        """
-        everywhere = self.accelerator.gather(prompts)
-        distinct, prompt_of_row = everywhere.unique(dim=0, return_inverse=True)
-        shares = self._share_of(len(distinct))
-        outputs = torch.cat([self.engine.evaluate(partial(_read, _rows(distinct, index))) for index in shares])
-        # A process has every n-th prompt.
-        outputs = self.accelerator.gather(outputs).view(self.accelerator.num_processes, -1).T.flatten()
-        start = self.accelerator.process_index * len(prompts)
-        outputs = outputs[prompt_of_row[start : start + len(prompts)]]
-        if self.args.critic_loss == "mse":
-            return outputs
-        low, high = self.args.reward_range
-        return low + (high - low) * outputs.sigmoid()
-
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         targets = self._targets(rewards)
-        prompts, is_cut = self.prompts_for_critic(rollout)
-        values = self.values(prompts)
+        prompts, is_cut = self.critic_reader.prompts(self.with_prompts(rollout))
+        values = self.critic_reader.prompt_values(prompts)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
         self._report(mode, values, rewards, counted, is_cut)
         self.add_credit("value", values)
@@ -285,11 +242,3 @@ class SPPOTrainer(CriticTrainer):
                 self.log_value(mode, f"critic/decile_{decile}/count", count)
                 if count:
                     self.log_value(mode, f"critic/decile_{decile}/reward", outcomes / count)
-
-
-def _read(prompts: torch.Tensor, network: nn.Module) -> torch.Tensor:
-    return read_prompts(network, prompts)
-
-
-def _rows(x: torch.Tensor, index: torch.Tensor) -> Any:
-    return x[index.clamp(max=len(x) - 1)]

@@ -1,14 +1,12 @@
-from functools import partial
-
 import torch
 from torch import nn
 
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import clip_share, squared_error
-from ...critics.token import read_values, refuse_images
+from ...critics.token import TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.value_report import extremes, fit_report, value_means
+from ..value_report import extremes, fit_report, value_means
 from .vapo_config import VAPOConfig
 
 
@@ -61,12 +59,17 @@ class VAPOTrainer(CriticTrainer):
     }
     args: VAPOConfig
     config_class = VAPOConfig
+    critic_kind = "token"
     takes_token_rewards = True
+    rollout_keys = {"values": "(B, T)", "returns": "(B, T)", "critic_mask": "(B, T)", "positive": "(B, T)"}
 
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         return self.make_value_model(policy, critic, peft_config, self.args.critic_initial_value)
+
+    def make_critic_reader(self, runner) -> TokenCritic:
+        return TokenCritic(runner, batch_size=self.args.per_device_train_batch_size)
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
@@ -88,20 +91,10 @@ class VAPOTrainer(CriticTrainer):
 
     # --- Credit
 
-    @torch.no_grad()
-    def values(self, rollout: dict) -> torch.Tensor:
-        """Values of the states of a rollout, shape `(B, T + 1)`; see [`~trl_credit.networks.read_values`]."""
-        refuse_images(rollout)
-        size = self.args.per_device_train_batch_size
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        chunks = zip(*(rollout[name].split(size) for name in names), strict=True)
-        parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
-        return torch.cat([self.engine.evaluate(partial(_read, part)) for part in parts])
-
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
-        states = self.values(rollout)
+        states = self.state_values(rollout)
         values = torch.where(mask, states[:, :-1], 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
         cut_off = self.is_cut_off(rollout)
@@ -191,7 +184,3 @@ class VAPOTrainer(CriticTrainer):
                 "policy_lambda/mean": (torch.where(rows, lam, 0).sum(), rows.sum()),
             },
         )
-
-
-def _read(inputs: dict, network: nn.Module) -> torch.Tensor:
-    return read_values(network, inputs)

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
+from ....critics.facts import CriticFacts, fingerprint
 from ....critics.generative.question import problem_text, render
 from ....journal import Journal, write_rows
 from ..genac_trainer import GenACTrainer
@@ -126,7 +127,7 @@ class TraceCollector(GenACTrainer):
 
     # --- Sampling
 
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         self._refuse_other_rewards(rewards)
         chosen = self.trained_tokens(rollout)
         self._solutions = []
@@ -187,14 +188,14 @@ class TraceCollector(GenACTrainer):
         rewards: dict[str, list[float]] = defaultdict(list)
         for solution in solutions:
             chosen = [bool(token) for token in solution["chosen"]]
-            reading = self.read(solution["completion_ids"], chosen, solution["prompt"], rate)
+            reading = self.question.about(solution["completion_ids"], solution["prompt"], rate, chosen)
             for k, prompt in enumerate(reading.query.prompts()):
-                if len(prompt) + self.args.critic_max_completion_length > self._critic_context:
+                if len(prompt) + self.args.critic_max_completion_length > self.critic_context:
                     continue  # the critic will not be asked about this one either
                 problem, partial = problem_text(solution["prompt"]), "".join(reading.texts[:k])
                 query = render(
-                    self.template,
-                    actor=self.actor_description,
+                    self.question.template,
+                    actor=self.question.actor_description,
                     success_rate=f"{rate:.2f}",
                     problem=problem,
                     partial_solution=partial,
@@ -235,10 +236,23 @@ class TraceCollector(GenACTrainer):
             self.args.critic_max_completion_length,
             self.args.max_disagreement,
         )
+        self._trace_facts(states).save(self.folder / "dataset")
         summary["refused"] = len(refused)
         for name in ("prompt_tokens", "completion_tokens"):
             summary[name] = sum((row.get("usage") or {}).get(name) or 0 for row in answers)
         return summary
+
+    def _trace_facts(self, states: list[State]) -> CriticFacts:
+        """What the critic learns to be asked, for the stages after this one."""
+        rate = states[0].success_rate if states else 0.0
+        length = {"critic_max_completion_length": self.args.critic_max_completion_length}
+        return CriticFacts(
+            self.critic_kind,
+            {**self.question.settings(), **length},
+            hint={"success_rate": [rate, 1.0]} if states else None,
+            tokenizer=fingerprint(self.critic_processing_class),
+            own_tokenizer=self.critic_processing_class is not self.processing_class,
+        )
 
     def _show(self, summary: dict) -> None:
         text = json.dumps(summary, indent=2)

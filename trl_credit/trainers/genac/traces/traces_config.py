@@ -1,9 +1,8 @@
-import json
-import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from ....options import above, at_least, between
 from ..genac_config import GenACConfig
 
 
@@ -50,70 +49,23 @@ class GenACTracesConfig(GenACConfig):
 
     _VALID_DICT_FIELDS = GenACConfig._VALID_DICT_FIELDS + ["oracle_request"]
 
-    oracle: str | None = field(
-        default=None,
-        metadata={
-            "help": "Who is asked about the states: the base URL of an OpenAI-compatible endpoint, a function "
-            "(`module:function`), or a file of traces (`.jsonl`). Default: nobody, only `states.jsonl` is written."
-        },
-    )
-    oracle_model: str | None = field(default=None, metadata={"help": "Name of the model at the endpoint."})
-    oracle_api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the endpoint's key."}
-    )
-    oracle_request: dict | str | None = field(
-        default=None, metadata={"help": "Further fields of the requests to the endpoint."}
-    )
-    oracle_timeout: float = field(
-        default=600.0, metadata={"help": "Seconds of silence after which a request to the endpoint has failed."}
-    )
-    oracle_concurrency: int | None = field(
-        default=None,
-        metadata={"help": "Queries that are asked at a time. Default: 8 of an endpoint, 1 of a function."},
-    )
-    oracle_retries: int = field(
-        default=8,
-        metadata={
-            "help": "How often a query is asked again when the endpoint cannot be reached, is busy or sends no answer."
-        },
-    )
-    max_traces: int | None = field(
-        default=None, metadata={"help": "Most states to ask about, drawn from all. Default: all."}
-    )
-    min_trace_length: int = field(default=1, metadata={"help": "Shortest trace that is kept, in tokens of the critic."})
-    max_disagreement: float | None = field(
-        default=None,
-        metadata={
-            "help": "Keep a trace only if its value is at most this far from the mean reward of the solutions that "
-            "went through its state. Default: keep it anyway."
-        },
-    )
-    num_generations: int | None = field(default=1, metadata={"help": "Solutions per prompt."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the prompts."})
+    restricted = GenACConfig.restricted | {"push_to_hub": ((False,), "has no effect: what is made is a data set")}
+
+    oracle: str | None = None
+    oracle_model: str | None = None
+    oracle_api_key_env: str = "OPENAI_API_KEY"
+    oracle_request: dict | str | None = None
+    oracle_timeout: float = field(default=600.0, metadata=above(0))
+    oracle_concurrency: int | None = field(default=None, metadata=at_least(1))
+    oracle_retries: int = field(default=8, metadata=at_least(0))
+    max_traces: int | None = field(default=None, metadata=at_least(1))
+    min_trace_length: int = field(default=1, metadata=at_least(0))
+    max_disagreement: float | None = field(default=None, metadata=between(0, 1))
+    num_generations: int | None = 1
+    num_train_epochs: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        if isinstance(self.oracle_request, str):
-            self.oracle_request = json.loads(self.oracle_request)
-        for name, lowest, may_be_none in (
-            ("oracle_concurrency", 1, True),
-            ("max_traces", 1, True),
-            ("oracle_retries", 0, False),
-            ("min_trace_length", 0, False),
-        ):
-            value = getattr(self, name)
-            if not (value is None and may_be_none) and (not isinstance(value, int) or value < lowest):
-                raise ValueError(
-                    f"GenACTracesConfig: `{name}` must be a whole number of at least {lowest}, got {value!r}."
-                )
-        if not 0 < self.oracle_timeout < math.inf:
-            raise ValueError(
-                f"GenACTracesConfig: `oracle_timeout` must be a positive number of seconds, got {self.oracle_timeout}."
-            )
-        if self.max_disagreement is not None and not 0 <= self.max_disagreement <= 1:
-            raise ValueError(f"GenACTracesConfig: `max_disagreement` must be in [0, 1], got {self.max_disagreement}.")
-        if self.push_to_hub:
-            raise ValueError("GenACTracesConfig: `push_to_hub=True` has no effect: what is made is a data set.")
         self._check_oracle()
 
     def _check_oracle(self) -> None:

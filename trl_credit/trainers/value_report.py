@@ -2,7 +2,7 @@
 
 import torch
 
-from ...credit.fit import at_fraction, explained_variance, fit_sums
+from ..credit.fit import at_fraction, explained_variance, fit_sums
 
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -1,12 +1,17 @@
-"""What `trl-credit pretrain-critic` runs in each process: `trl-credit vapo`, up to where the policy moves."""
+"""
+What `trl-credit pretrain-critic` and `genac-pretrain` run in each process: the training of a method with a critic, up
+to where the policy moves. The method is the first argument.
+"""
 
+import sys
 from pathlib import Path
 
-from trl_credit import VAPOConfig, VAPOTrainer
 from trl_credit.critics.card import push_critic
-from trl_credit.scripts import grpo_parser
-from trl_credit.seam.scripts import run_grpo_script
+from trl_credit.scripts.train import main, make_parser
 from trl_credit.trainers.critic.critic_trainer import CRITIC_FOLDER, CriticTrainer
+
+
+__all__ = ["make_parser", "pretrainer"]
 
 
 class CriticPretrainer(CriticTrainer):
@@ -25,14 +30,12 @@ class CriticPretrainer(CriticTrainer):
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, repo, self.args)
 
 
-class VAPOPretrainer(CriticPretrainer, VAPOTrainer):
-    """The pretraining of VAPO's critic."""
-
-
-def make_parser(prog: str | None = None):
-    """The parser of `trl grpo` with the fields of this trainer's config."""
-    return grpo_parser(VAPOConfig, prog)
+def pretrainer(trainer_class: type) -> type:
+    """The pretraining of a trainer's critic, as a trainer."""
+    if not issubclass(trainer_class, CriticTrainer):
+        raise SystemExit(f"{trainer_class.__name__} has no critic to pretrain.")
+    return type(trainer_class.__name__.replace("Trainer", "Pretrainer"), (CriticPretrainer, trainer_class), {})
 
 
 if __name__ == "__main__":
-    run_grpo_script(VAPOPretrainer, *make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    main(sys.argv[1:], pretrainer)

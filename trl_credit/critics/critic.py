@@ -1,0 +1,165 @@
+"""The contract of critics: what every critic answers, and what runs its network."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+
+# In a rollout, its prompts as they are in the dataset, texts or conversations, one per completion.
+PROMPTS = "prompts"
+
+
+class Runner(Protocol):
+    """
+    What runs a critic's network: a [`~trl_credit.critics.engine.CriticEngine`] in a run that trains it, a
+    [`LocalRunner`] elsewhere.
+    """
+
+    network: Any
+    num_processes: int
+    process_index: int
+
+    def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
+        """`forward(network)` without gradients. Every process must call it equally often."""
+        ...
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of all processes, of one shape on each, along its first dimension."""
+        ...
+
+
+class LocalRunner:
+    """
+    A network by itself, on one process.
+
+    Args:
+        network (`nn.Module`):
+            The network, on its device.
+    """
+
+    num_processes, process_index = 1, 0
+
+    def __init__(self, network: nn.Module):
+        self.network: Any = network.eval()
+
+    @torch.no_grad()
+    def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
+        """`forward(network)` without gradients."""
+        return forward(self.network)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """The tensor itself."""
+        return x
+
+
+class Critic:
+    """
+    What a critic is, of whatever kind: [`~trl_credit.critics.token.TokenCritic`],
+    [`~trl_credit.critics.prompt.PromptCritic`] or [`~trl_credit.critics.generative.critic.GenerativeCritic`]. Trainers,
+    the report on critics and [`~trl_credit.critic_report.CriticProbeCallback`] ask it the same.
+
+    Args:
+        network (`nn.Module` or [`Runner`]):
+            The network, on its device, or what runs it.
+        name (`str`):
+            What it is called in a report.
+
+    `parse_rate` is the share of the latest answers that could be read; NaN for a critic that gives numbers.
+    """
+
+    kind: ClassVar[str]
+    parse_rate: float = float("nan")
+    # Completions of a report that are read at a time, those of a length together; `None` for all of them.
+    batch_size: int | None = None
+
+    def __init__(self, network: nn.Module | Runner, name: str):
+        self.runner: Runner = LocalRunner(network) if isinstance(network, nn.Module) else network
+        self.name = name
+
+    @property
+    def network(self) -> Any:
+        """The network, not wrapped."""
+        return self.runner.network
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """
+        Values of all states of a rollout. Every process must call it, with as many completions.
+
+        Args:
+            rollout (`dict`):
+                `prompt_ids`, `prompt_mask` of shape `(B, P)`, padded on the left; `completion_ids`, `completion_mask`
+                of shape `(B, T)`, padded on the right; `tool_mask` of the same shape if tools have written some of it;
+                `prompts`, the B prompts as they are in the dataset; and, if a critic that values few states is to keep
+                to some of them, `cuts`, for each completion the numbers of tokens, rising, after which they are.
+
+        Returns:
+            `torch.Tensor`: `(B, T + 1)`, float32, without gradient. Column t is the state in which token t is chosen,
+            and column l, of a completion of l tokens, the state after its last one. NaN where the critic has no answer:
+            beyond the completion, in states that leave it no room, where what it wrote could not be read.
+        """
+        raise NotImplementedError
+
+    def values(self, rollouts: Sequence[Any]) -> list[np.ndarray]:
+        """
+        Values of all states of completions in lists, as a report has them.
+
+        Args:
+            rollouts (`Sequence[Rollout]`):
+                Each with `prompt`, `prompt_ids`, `completion_ids` and `cuts`, see
+                [`~trl_credit.critic_report.Rollout`].
+
+        Returns:
+            `list[np.ndarray]`: Of shape `(T + 1,)` each, as in [`state_values`].
+        """
+        device = next(self.network.parameters()).device
+        order = list(range(len(rollouts)))
+        size = self.batch_size or len(order)
+        if size < len(order):  # those of a length together, for little padding
+            order.sort(key=lambda i: len(rollouts[i].prompt_ids) + len(rollouts[i].completion_ids))
+        found: list[Any] = [None] * len(order)
+        for at in range(0, len(order), size):
+            rows = order[at : at + size]
+            values = self.state_values(as_rollout([rollouts[row] for row in rows], device))
+            for row, line in zip(rows, values.double().cpu().numpy(), strict=True):
+                found[row] = line[: len(rollouts[row].completion_ids) + 1]
+        return found
+
+
+def as_rollout(rollouts: Sequence[Any], device: Any = None) -> dict:
+    """
+    Completions in lists as [`Critic.state_values`] takes them.
+
+    Args:
+        rollouts (`Sequence[Rollout]`):
+            Each with `prompt`, `prompt_ids`, `completion_ids` and `cuts`.
+        device (*optional*):
+            Where the tensors go.
+    """
+    width = max(len(rollout.prompt_ids) for rollout in rollouts)
+    length = max(len(rollout.completion_ids) for rollout in rollouts)
+    batch: dict[str, list] = {"prompt_ids": [], "prompt_mask": [], "completion_ids": [], "completion_mask": []}
+    for rollout in rollouts:
+        left, right = width - len(rollout.prompt_ids), length - len(rollout.completion_ids)
+        batch["prompt_ids"].append([0] * left + rollout.prompt_ids)
+        batch["prompt_mask"].append([0] * left + [1] * len(rollout.prompt_ids))
+        batch["completion_ids"].append(rollout.completion_ids + [0] * right)
+        batch["completion_mask"].append([1] * len(rollout.completion_ids) + [0] * right)
+    return {
+        **{name: torch.tensor(rows, device=device) for name, rows in batch.items()},
+        PROMPTS: [rollout.prompt for rollout in rollouts],
+        "cuts": [list(rollout.cuts) for rollout in rollouts],
+    }
+
+
+def nan_beyond_the_end(values: torch.Tensor, rollout: dict) -> torch.Tensor:
+    """Values of shape `(B, T + 1)` with NaN in the columns after a completion's last state."""
+    columns = torch.arange(values.shape[1], device=values.device)
+    return torch.where(columns > rollout["completion_mask"].sum(1, keepdim=True), torch.nan, values)
+
+
+def on_device(network: nn.Module) -> nn.Module:
+    """On the GPU if there is one."""
+    return network.to("cuda" if torch.cuda.is_available() else "cpu")

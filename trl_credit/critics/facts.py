@@ -1,0 +1,183 @@
+"""What a saved critic is, for whoever loads it: the file `critic.json` beside its weights."""
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers.utils import cached_file
+
+
+FACTS_FILE = "critic.json"
+KINDS = {
+    "token": "a critic of tokens (VAPO, PPO)",
+    "prompt": "a critic of prompts (SPPO)",
+    "generative": "a generative critic (GenAC)",
+}
+logger = get_logger(__name__)
+
+
+@dataclass
+class CriticFacts:
+    """
+    What a critic is asked, and how its answers are read.
+
+    Args:
+        kind (`str`):
+            `"token"`, `"prompt"` or `"generative"`.
+        settings (`dict`, *optional*):
+            Options of its trainer's config, by name, without which it would be asked or read in another way.
+        hint (`dict`, *optional*):
+            Running means that a generative critic is told, `success_rate`, or that stand in for its values,
+            `mean_value`, each as total and weight, see [`~trl_credit.credit.running_mean.RunningMean`].
+        context (`int`, *optional*):
+            Most tokens that it reads. Default: its network does not say.
+        tokenizer (`dict`, *optional*):
+            Class, size and hash of the tokenizer that it reads with.
+        own_tokenizer (`bool`, *optional*, defaults to `False`):
+            Whether that is another one than the policy's. If not, a critic of prompts reads what the policy has read.
+        template_kwargs (`dict`, *optional*):
+            Arguments of its tokenizer's chat template, for a critic of prompts.
+        vocabulary_size (`int`, *optional*):
+            Tokens that its network knows.
+        updates (`int`, *optional*, defaults to `0`):
+            Updates that it has had, those of earlier stages included.
+        trl_credit (`str`, *optional*):
+            The version that saved it.
+    """
+
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    hint: dict[str, list[float]] | None = None
+    context: int | None = None
+    tokenizer: dict[str, Any] | None = None
+    own_tokenizer: bool = False
+    template_kwargs: dict[str, Any] | None = None
+    vocabulary_size: int | None = None
+    updates: int = 0
+    trl_credit: str = field(default_factory=lambda: version("trl-credit"))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `critic.json` in a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        (Path(folder) / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, source: Any, init_kwargs: dict | None = None) -> "CriticFacts | None":
+        """
+        The facts beside a checkpoint; `None` if it has none, as those of 0.2.0 and all that are no critic, or if it is
+        a model in memory.
+
+        Args:
+            source (`str`, `Path` or `PreTrainedModel`):
+                Its folder or Hub id.
+            init_kwargs (`dict`, *optional*):
+                Those of `from_pretrained`: its revision and the like count for this file too.
+        """
+        if not isinstance(source, (str, Path)):
+            return None
+        shared = {name: x for name, x in (init_kwargs or {}).items() if name in ("revision", "token", "cache_dir")}
+        path = cached_file(
+            str(source),
+            FACTS_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_connection_errors=False,
+            **shared,
+        )
+        if path is None:
+            return None
+        known = cls.__dataclass_fields__
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(**{name: value for name, value in facts.items() if name in known})
+
+    def refuse_other_kind(self, kind: str, source: Any) -> None:
+        """Raise if the critic is not of the kind that is wanted."""
+        if self.kind != kind:
+            raise ValueError(
+                f"{source} is {KINDS.get(self.kind, repr(self.kind))}, as its {FACTS_FILE} says, and {KINDS[kind]} is "
+                f"needed. Give one of kind {kind!r}."
+            )
+
+    def agreed(self, given: dict[str, Any], defaults: dict[str, Any], source: Any) -> dict[str, Any]:
+        """
+        The settings to use a critic with: its own, where others are not asked for.
+
+        Args:
+            given (`dict`):
+                Settings that are asked for, by name. Others of the critic do not matter.
+            defaults (`dict`):
+                What they are if nothing is asked for. Of what has no default, something is.
+            source (`str` or `Path`):
+                The critic, for the error.
+
+        Returns:
+            `dict`: `given`, with the critic's own settings for the defaults.
+
+        Raises:
+            ValueError: If one is asked for that is not the critic's.
+        """
+        agreed = dict(given)
+        for name, own in self.settings.items():
+            if name not in given or _same(name, given[name], own):
+                continue
+            if name not in defaults or not _same(name, given[name], defaults[name]):
+                raise ValueError(
+                    f"`{name}={given[name]!r}` is asked for, but the critic {source} was trained with {own!r}. Leave "
+                    f"`{name}` out, or set it to that; or, if the critic is to learn another question, delete its "
+                    f"{FACTS_FILE}."
+                )
+            agreed[name] = own
+        taken = {name: value for name, value in agreed.items() if not _same(name, value, given[name])}
+        if taken:
+            logger.warning("As the critic %s was trained, by its %s: %s", source, FACTS_FILE, taken)
+        return agreed
+
+    def applied_to(self, config: Any, kind: str, source: Any) -> Any:
+        """
+        A config with the settings of the critic that its trainer starts from.
+
+        Args:
+            config ([`~trl_credit.trainers.critic.CriticConfig`]):
+                The config. It is not changed.
+            kind (`str`):
+                The trainer's kind of critic.
+            source (`str` or `Path`):
+                The critic, for the error.
+
+        Raises:
+            ValueError: If the critic is of another kind, or an option of the config is set to something else.
+        """
+        self.refuse_other_kind(kind, source)
+        fields = {name: x for name, x in config.__dataclass_fields__.items() if name in self.settings}
+        given = {name: getattr(config, name) for name in fields}
+        config = copy.copy(config)
+        for name, value in self.agreed(given, {name: default_of(x) for name, x in fields.items()}, source).items():
+            setattr(config, name, value)
+        return config
+
+
+def default_of(x: Any) -> Any:
+    """The default of a dataclass's field."""
+    return x.default_factory() if callable(x.default_factory) else x.default
+
+
+def fingerprint(tokenizer: Any) -> dict[str, Any]:
+    """What tells a tokenizer from others: its class, its number of tokens, and a hash of them."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return {
+        "class": type(tokenizer).__name__,
+        "size": len(tokenizer),
+        "vocabulary": hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+    }
+
+
+def _same(name: str, one: Any, other: Any) -> bool:
+    if name == "hint_momentum":  # what matters is whether the critic is told a rate
+        return (one is None) == (other is None)
+    return one == other or isinstance(one, (list, tuple)) and list(one) == list(other)

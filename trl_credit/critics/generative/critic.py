@@ -1,0 +1,277 @@
+"""A critic that writes its values: asked about the states of completions, and read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...credit.running_mean import RunningMean
+from ...sampling import chunks_within, sample_continuations
+from ...segmenting import DelimiterSegmenter, Segmenter
+from ..critic import PROMPTS, Critic, Runner, on_device
+from ..engine.engine import seeded
+from ..facts import CriticFacts
+from ..prompt import load_critic_tokenizer
+from ..token import refuse_images
+from .network import make_generative_critic
+from .question import TEMPLATE, Question, check_template, parse_score, refuse_other_segmenter
+from .reading import Reading, value_of_each_state
+
+
+class GenerativeCritic(Critic):
+    """
+    A value that is written out: the critic of GenAC. It is asked about each state once, and answers by sampling.
+
+    Args:
+        network (`nn.Module` or [`~trl_credit.critics.critic.Runner`]):
+            As [`~trl_credit.critics.generative.network.make_generative_critic`] makes it, on its device, or what runs
+            it.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The critic's.
+        policy_tokenizer (`PreTrainedTokenizerBase`):
+            The policy's, whose tokens the completions are.
+        template (`str`, *optional*):
+            What it is asked, see [`~trl_credit.GenACConfig`]. Default: that of the trainer.
+        actor_description (`str`, *optional*, defaults to `"A language model"`):
+            Who writes the solutions, for the template.
+        success_rate (`float`, *optional*):
+            What it is told of the policy. Default: the mean reward of a report's completions.
+        max_completion_length (`int`, *optional*, defaults to `1024`):
+            Longest answer, in tokens.
+        name (`str`, *optional*, defaults to `"generative critic"`):
+            What it is called in a report.
+        batch_tokens (`int`, *optional*, defaults to `16384`):
+            Tokens of the sequences that are generated together.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Of its answers.
+        segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
+            Where the states are, unless a rollout says so in its `cuts`.
+        context (`int`, *optional*):
+            Most tokens of a question and its answer. Default: the network's.
+        write (`Callable`, *optional*):
+            From questions, as token ids, to answers, if not the network is to write them with transformers.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the answers in [`state_values`], which are the same each time.
+
+    `parse_rate` is the share of the latest answers that had a score, `tokens` how many tokens their questions and they
+    had.
+    """
+
+    kind = "generative"
+    tokens: int = 0
+
+    def __init__(
+        self,
+        network: nn.Module | Runner,
+        tokenizer,
+        policy_tokenizer,
+        template: str = TEMPLATE,
+        actor_description: str = "A language model",
+        success_rate: float | None = None,
+        max_completion_length: int = 1024,
+        name: str = "generative critic",
+        batch_tokens: int = 16384,
+        temperature: float = 1.0,
+        segmenter: Segmenter | None = None,
+        context: int | None = None,
+        write: Callable[[list[list[int]]], list[list[int]]] | None = None,
+        seed: int = 0,
+    ):
+        check_template(template, ("problem", "partial_solution"))
+        super().__init__(network, name)
+        segmenter = segmenter or DelimiterSegmenter()
+        self.question = Question(tokenizer, policy_tokenizer, template, actor_description, segmenter)
+        self.success_rate, self.temperature, self.seed = success_rate, temperature, seed
+        self.max_completion_length, self.batch_tokens = max_completion_length, batch_tokens
+        self.context = min(context_of(self.network), context or float("inf"))
+        self.write = write or self.generate
+
+    @classmethod
+    def from_pretrained(cls, path: str, policy_tokenizer, dtype="auto", **settings) -> "GenerativeCritic":
+        """
+        A critic that was saved, its tokenizer beside it.
+
+        Args:
+            path (`str`):
+                A folder or Hub id.
+            policy_tokenizer, settings:
+                As above. Those that are not given are what the critic's `critic.json` says.
+            dtype (`str`, *optional*, defaults to `"auto"`):
+                Of its weights.
+
+        Raises:
+            ValueError: If a setting is given that is not the critic's.
+        """
+        facts = CriticFacts.load(path)
+        if facts is not None:
+            facts.refuse_other_kind(cls.kind, path)
+            settings = _as_trained(facts, settings, path)
+        network = on_device(make_generative_critic(path, model_init_kwargs={"dtype": dtype}))
+        tokenizer = load_critic_tokenizer(path)
+        return cls(network, tokenizer, policy_tokenizer, name=f"generative:{path}", **settings)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The critic's tokenizer."""
+        return self.question.tokenizer
+
+    # --- Values
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        """See [`~trl_credit.critics.critic.Critic.state_values`]; a value holds up to the next state asked about."""
+        readings = self.readings(rollout, self.success_rate or 0.0)
+        with seeded(self.seed + self.runner.process_index):
+            self.ask([reading for reading in readings if reading is not None])
+        ids = rollout["completion_ids"]
+        return value_of_each_state(readings, ids.shape[1]).to(ids.device)
+
+    def values(self, rollouts) -> list[np.ndarray]:
+        """
+        As those of every critic; a state without a value gets that of the one before it, or else the mean of all others
+        of the completions, as in the trainer.
+        """
+        told = self.success_rate
+        rewards = [rollout.reward for rollout in rollouts if rollout.reward == rollout.reward]
+        rate = float(np.mean(rewards)) if told is None else told
+        self.success_rate = rate
+        try:
+            found = super().values(rollouts)
+        finally:
+            self.success_rate = told
+        given = [row[rollout.cuts] for row, rollout in zip(found, rollouts, strict=True)]
+        known = np.concatenate(given)
+        known = known[~np.isnan(known)]
+        return [np.where(np.isnan(row), known.mean() if len(known) else rate, row) for row in found]
+
+    def readings(self, rollout: dict, success_rate: float, counted: torch.Tensor | None = None) -> list[Reading | None]:
+        """
+        What the critic is asked about the completions of a rollout.
+
+        Args:
+            rollout (`dict`):
+                See [`~trl_credit.critics.critic.Critic.state_values`].
+            success_rate (`float`):
+                What it is told of the policy.
+            counted (`torch.Tensor`, *optional*):
+                The completions that it is asked about, shape `(B,)`, boolean. Default: all that have a token.
+
+        Returns:
+            `list[Reading]`: One per completion, without answers; `None` for those that it is not asked about.
+        """
+        refuse_images(rollout)
+        ids, mask = rollout["completion_ids"], rollout["completion_mask"]
+        trained = mask * rollout["tool_mask"] if "tool_mask" in rollout else mask
+        cuts = rollout.get("cuts", [None] * len(ids))
+        counted = mask.any(1) if counted is None else counted
+        return [
+            self.question.about(
+                ids[row, :length].tolist(),
+                rollout[PROMPTS][row],
+                success_rate,
+                trained[row, :length].bool().tolist(),
+                cuts[row],
+            )
+            if counted[row]
+            else None
+            for row, length in enumerate(mask.sum(1))
+        ]
+
+    def ask(self, readings: list[Reading]) -> None:
+        """
+        Let the critic answer about all states that leave it room, and read what it says.
+
+        Raises:
+            ValueError: If a problem alone leaves it none.
+        """
+        prompts, places = [], []
+        for reading in readings:
+            reading.answers = [[] for _ in reading.ends]
+            for state, prompt in enumerate(reading.query.prompts()):
+                if len(prompt) + self.max_completion_length <= self.context:
+                    prompts.append(prompt)
+                    places.append((reading, state))
+                elif reading.starts[state] == 0:
+                    raise ValueError(
+                        f"A problem takes {len(prompt)} tokens to put to the critic, whose context of {self.context} "
+                        "leaves no room for an answer of `critic_max_completion_length="
+                        f"{self.max_completion_length}` tokens. Shorten the answer, or drop the problem "
+                        f"from the dataset. It ends: {self.text_of([prompt])[0][-200:]!r}"
+                    )
+        for (reading, state), answer in zip(places, self.write(prompts), strict=True):
+            reading.answers[state] = answer
+        for reading in readings:
+            reading.scores = [parse_score(text) for text in self.text_of(reading.answers)]
+        self.tokens = sum(map(len, prompts)) + sum(len(answer) for r in readings for answer in r.answers)
+        read = sum(score is not None for reading in readings for score in reading.scores)
+        self.parse_rate = read / len(prompts) if prompts else float("nan")
+
+    # --- Writing
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end an answer."""
+        ends = self.network.generation_config.eos_token_id
+        return {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+
+    def generate(self, prompts: list[list[int]]) -> list[list[int]]:
+        """Answers by transformers, on one process."""
+        chunks = chunks_within([len(ids) + self.max_completion_length for ids in prompts], self.batch_tokens)
+        return self.runner.evaluate(lambda network: self.sample(network, prompts, chunks))
+
+    def sample(self, network, prompts: list[list[int]], chunks: list[list[int]], synced: bool = False):
+        """[`~trl_credit.sampling.sample_continuations`] with the settings of this critic."""
+        return sample_continuations(
+            network,
+            prompts,
+            [self.max_completion_length] * len(prompts),
+            ends=self.ends,
+            pad=self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+            temperature=self.temperature,
+            chunks=chunks,
+            synced=synced,
+        )
+
+    def text_of(self, answers: list[list[int]]) -> list[str]:
+        """The texts of answers."""
+        return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def _as_trained(facts: CriticFacts, settings: dict[str, Any], path: str) -> dict[str, Any]:
+    """Arguments of a [`GenerativeCritic`]: those that are given, and the critic's own for the others."""
+    options = {
+        "template": "critic_template",
+        "actor_description": "actor_description",
+        "temperature": "critic_temperature",
+        "max_completion_length": "critic_max_completion_length",
+    }
+    facts.agreed({option: settings[name] for name, option in options.items() if name in settings}, {}, path)
+    own: dict[str, Any] = {n: facts.settings[option] for n, option in options.items() if option in facts.settings}
+    own["context"] = facts.context
+    if facts.hint:
+        own["success_rate"] = RunningMean(*facts.hint["success_rate"]).value
+    if "segmenter" in settings:
+        refuse_other_segmenter(facts, settings["segmenter"], path)
+    elif "segmenter" in facts.settings:
+        own["segmenter"] = _LostSegmenter(facts.settings["segmenter"])
+    elif "segment_min_length" in facts.settings:
+        names = ("segment_min_length", "segment_target_length", "segment_max_length", "max_segments")
+        own["segmenter"] = DelimiterSegmenter(*(facts.settings[name] for name in names))
+    return {**own, **settings}
+
+
+@dataclass(frozen=True)
+class _LostSegmenter:
+    """In place of a user's function that a saved critic was trained with."""
+
+    name: str
+
+    def __call__(self, token_ids, tokenizer, trainable=None):
+        raise ValueError(f"The critic was asked about segments by `{self.name}`: pass it as `segmenter`.")
+
+
+def context_of(network: Any) -> float:
+    """Most tokens that a network can read."""
+    return getattr(network.config.get_text_config(), "max_position_embeddings", None) or float("inf")

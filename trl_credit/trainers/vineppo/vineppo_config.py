@@ -1,0 +1,57 @@
+from dataclasses import dataclass, field
+
+from ...options import at_least, unless
+from ...seam.config import NO_GROUP, PER_TOKEN, CreditConfig
+from ...segmenting import DelimiterSegmenter
+
+
+@dataclass
+class VinePPOConfig(CreditConfig):
+    r"""
+    Configuration class for the [`VinePPOTrainer`].
+
+    This class includes only the parameters that are specific to VinePPO. For those of the credit log, refer to
+    [`~trl_credit.seam.CreditConfig`], for all others to [`~trl.GRPOConfig`].
+
+    Args:
+        vine_continuations (`int`, *optional*, defaults to `9`):
+            Continuations K sampled from each state; its value is their mean reward.
+        vine_batch_tokens (`int`, *optional*, defaults to `65536`):
+            Tokens of the continuations that are generated together, padding and what they continue included. vLLM and
+            continuous batching divide the work themselves.
+        segment_min_length (`int`, *optional*, defaults to `40`):
+            Shortest segment of a completion, in tokens; a completion may be shorter.
+        segment_target_length (`int`, *optional*, defaults to `120`):
+            Preferred length of a segment.
+        segment_max_length (`int`, *optional*, defaults to `240`):
+            Length at which a segment ends in any case.
+        max_segments (`int`, *optional*):
+            Most segments of a completion, and so most states to sample from. Segments of a longer one are longer.
+            Default: no limit.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            Only `"none"`: there is no group baseline to scale.
+    """
+
+    restricted = NO_GROUP | PER_TOKEN
+
+    vine_continuations: int = field(default=9, metadata=at_least(1))
+    vine_batch_tokens: int = field(
+        default=65536, metadata=at_least(1) | unless(use_vllm=True, use_transformers_continuous_batching=True)
+    )
+    segment_min_length: int = field(default=40, metadata=at_least(1))
+    segment_target_length: int = field(default=120, metadata=at_least(1))
+    segment_max_length: int = field(default=240, metadata=at_least(1))
+    max_segments: int | None = field(default=None, metadata=at_least(1))
+    scale_rewards: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            self.make_segmenter()
+        except ValueError as error:
+            raise ValueError(f"VinePPOConfig: {error} They are `segment_min_length` and so on here.") from None
+
+    def make_segmenter(self) -> DelimiterSegmenter:
+        """What divides completions into segments, unless the trainer is given another."""
+        lengths = (self.segment_min_length, self.segment_target_length, self.segment_max_length)
+        return DelimiterSegmenter(*lengths, self.max_segments)
