@@ -6,6 +6,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer
 from trl_credit.seam import CreditConfig
+from trl_credit.trainers.vineppo import VinePPOConfig
 
 from .probe_trainer import ProbeConfig, ProbeTrainer
 from .trainers import (
@@ -14,6 +15,7 @@ from .trainers import (
     OracleTrainer,
     PositionWeightsConfig,
     PositionWeightsTrainer,
+    TaskVinePPOTrainer,
 )
 
 
@@ -40,9 +42,9 @@ ARMS = {
     "grpo_lambda": Arm(GRPOLambdaConfig, GRPOLambdaTrainer),
     "vapo": Arm(VAPOConfig, VAPOTrainer),
     "ppo": Arm(VAPOConfig, VAPOTrainer, {**_PPO, "epsilon_high": 0.2, "positive_lm_coef": 0.0}),
-    "sppo": Arm(SPPOConfig, SPPOTrainer),
+    "sppo": Arm(SPPOConfig, SPPOTrainer, {"num_generations": 1}),
+    "vineppo": Arm(VinePPOConfig, TaskVinePPOTrainer, {"num_generations": 1}, knows_task=True),
     "probe": Arm(ProbeConfig, ProbeTrainer, {"num_generations": 1}, knows_task=True),
     # What cannot be bettered
     "oracle": Arm(OracleConfig, OracleTrainer, {"num_generations": 1}, knows_task=True),
-    "vineppo": Arm(OracleConfig, OracleTrainer, {"num_generations": 1, "continuations": 8}, knows_task=True),
 }

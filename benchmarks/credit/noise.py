@@ -70,9 +70,9 @@ def measure_noise(name: str, fit: int, completions: int, cache: Path, tokens: in
             Completions of a gradient, a multiple of the group's 8.
 
     Returns:
-        `dict`: `reward`; `headroom`, the ratio of \\( E \\sum_t (R - V_0)^2 |s_t|^2 \\) to \\( E \\sum_t A_t^2 |s_t|^2 \\)
-        with \\( s_t \\) the score of the sampled token's logits; `noise_scale` by estimator, in completions; and the
-        `correlation` of its advantages with the exact ones, over tokens.
+        `dict`: `reward`; `headroom`, the ratio of the means of (R - V₀)² |s|² and A² |s|² over tokens, with V₀ the
+        value of the prompt, A the exact advantage and s the score of the sampled token's logits; `noise_scale` by
+        estimator, in completions; and the `correlation` of its advantages with the exact ones, over tokens.
     """
     task, folder, _ = prepare(name, fit, cache)
     if not isinstance(task, WalkTask):

@@ -7,6 +7,7 @@ import torch
 from trl_credit.credit.gae import gae
 from trl_credit.credit.traces import adjoint_trace
 from trl_credit.seam import CreditConfig, CreditTrainer, LossTerms
+from trl_credit.trainers.vineppo import VinePPOTrainer
 
 from .exact import exact_values, monte_carlo_values
 
@@ -62,8 +63,29 @@ class OracleConfig(CreditConfig):
     continuations: int = field(default=0)
 
 
+class TaskVinePPOTrainer(VinePPOTrainer):
+    """VinePPO on the segments of the task."""
+
+    def __init__(self, model, reward_funcs, *args, task, **kwargs):
+        self._spent = reward_funcs
+        super().__init__(
+            model,
+            reward_funcs,
+            *args,
+            segmenter=lambda token_ids, tokenizer, trainable=None: task.segment_ends(len(token_ids)),
+            **kwargs,
+        )
+
+    def continue_from(self, states, rows):
+        """As VinePPO's. What the states had written already was generated once, however often it is rewarded."""
+        before = self._spent.tokens
+        rewards, tokens, seconds = super().continue_from(states, rows)
+        self._spent.tokens = before + tokens
+        return rewards, tokens, seconds
+
+
 class OracleTrainer(CreditTrainer):
-    """What a critic without a fault would give. With continuations it is VinePPO (arXiv:2410.01679) at every token."""
+    """What a critic without a fault would give."""
 
     _name = "oracle"
     args: OracleConfig
