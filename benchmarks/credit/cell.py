@@ -139,6 +139,7 @@ class _Curve(TrainerCallback):
         self.evaluation = evaluation
         self.rows: list[dict] = []
         self.metrics: dict[str, list[float]] = {}
+        self.step = 0
         self.read = 0  # tokens that went through a critic's network
         self.spent = [0.0, 0.0]
         self.since = (time.perf_counter(), time.process_time())
@@ -159,8 +160,11 @@ class _Curve(TrainerCallback):
         for name, value in logs.items():
             if isinstance(value, (int, float)):
                 self.metrics.setdefault(name, []).append(float(value))
+        if state.global_step > self.step:  # the log of an update; those of a pretraining come before the first
+            self.step = state.global_step
+            self.after_update(state, control)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def after_update(self, state, control):
         done = self.tokens >= self.cell.tokens
         if done or state.global_step % self.cell.evaluate_every == 0:
             row = self.evaluate(state.global_step)
