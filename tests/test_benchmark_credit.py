@@ -276,6 +276,21 @@ def test_an_untrusted_critic_is_the_batch_mean_to_the_bit(cache):
     assert weights[0] == weights[1]
 
 
+def test_a_run_with_a_probe_critic_is_resumed_to_the_bit(cache, tmp_path):
+    settings = {"learning_rate": 1e-3, "beta": 0.03, "boundaries": "entropy"}
+    cell = Cell("a", "probe", "tiny", 0, 0, 400, settings, evaluation_prompts=16)
+
+    def trained(output, checkpoint=None):
+        trainer, _, _ = cell.make_trainer(cache, output)
+        trainer.args.max_steps, trainer.args.save_strategy, trainer.args.save_steps = 4, "steps", 2
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return [*trainer.model.parameters(), *trainer._probe.head.parameters()]
+
+    whole = trained(tmp_path / "whole")
+    resumed = trained(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-2"))
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
 def test_the_oracle_soon_solves_the_task(cache):
     cell = Cell("a", "oracle", "tiny", 0, 0, 6000, {"learning_rate": 1e-3}, evaluate_every=100, evaluation_prompts=512)
     rows = cell.run(cache).to_pylist()

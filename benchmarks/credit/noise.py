@@ -77,6 +77,7 @@ def measure_noise(name: str, fit: int, completions: int, cache: Path, tokens: in
     task, folder, _ = prepare(name, fit, cache)
     if not isinstance(task, WalkTask):
         raise ValueError(f"The values of {name!r} are not known: its headroom cannot be measured.")
+    torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     if tokens:
         with tempfile.TemporaryDirectory() as output:
@@ -88,31 +89,35 @@ def measure_noise(name: str, fit: int, completions: int, cache: Path, tokens: in
     moments: dict[str, Moments] = {}
     pairs: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     sums = torch.zeros(2, dtype=torch.float64)
-    rewards = []
-    for _ in range(completions // part):
-        for repeats in (1, GROUP):
-            prompts = task.prompts(part // repeats, generator).repeat_interleave(repeats, 0)
-            tokens_of = sample(model, prompts, torch.ones_like(prompts), task.completion_length, generator)
-            earned = task.rewards(prompts, tokens_of)
-            values = task.values(steps, prompts, tokens_of)
-            logps, score = _logps(model, prompts, tokens_of)
+    for repeats in (1, GROUP):
+        prompts = task.prompts(completions // repeats, generator).repeat_interleave(repeats, 0)
+        completed = torch.cat(
+            [
+                sample(model, some, torch.ones_like(some), task.completion_length, generator)
+                for some in prompts.split(1024)
+            ]
+        )
+        every_value = task.values(steps, prompts, completed)
+        every_reward = task.rewards(prompts, completed)
+        for rows in torch.arange(len(prompts) // part * part).split(part):
+            earned, values = every_reward[rows], every_value[rows]
+            logps, score = _logps(model, prompts[rows], completed[rows])
             exact = values[:, 1:] - values[:, :-1]
-            exact[:, -1] = earned - values[:, -2]
             for estimator, advantages in _estimators(earned, values, repeats).items():
                 loss = (advantages * logps).sum() / part
                 gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
                 moments.setdefault(estimator, Moments()).add(torch.cat([g.flatten() for g in gradients]))
                 pairs.setdefault(estimator, []).append((advantages.expand_as(exact), exact))
             if repeats == 1:
-                rewards.append(earned)
                 sums[0] += ((earned - values[:, 0]).square().unsqueeze(1) * score).sum().item()
                 sums[1] += (exact.square() * score).sum().item()
+        reward = every_reward.mean().item()
     return {
         "task": name,
         "fit": fit,
         "tokens": tokens,
         "completions": completions,
-        "reward": torch.cat(rewards).mean().item(),
+        "reward": reward,
         "headroom": (sums[0] / sums[1]).item(),
         "noise_scale": {estimator: of.noise_scale(part) for estimator, of in moments.items()},
         "correlation": {estimator: _correlation(of) for estimator, of in pairs.items()},
