@@ -148,6 +148,7 @@ def genac_credits(rollouts, critic: GenerativeCritic) -> list[tuple]:
     values = torch.zeros(len(rollouts), max(map(len, ends)), dtype=torch.float64)
     for row, rollout, of_states in zip(values, asked, critic.values(asked), strict=True):
         row[: len(rollout.cuts)] = torch.from_numpy(of_states[rollout.cuts])
+    values = values.nan_to_num(values.nanmean().item())  # as in training, where an answer could not be read
     mask = torch.arange(max(lengths(rollouts))) < torch.tensor(lengths(rollouts)).unsqueeze(1)
     segments = segment_of_token(ends, mask)
     rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
@@ -226,7 +227,6 @@ def main():
         args.generative,
         policy.tokenizer,
         template=TEMPLATE,
-        actor_description="",
         max_completion_length=48,
         segmenter=segment_lines,
     )

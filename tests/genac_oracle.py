@@ -34,11 +34,13 @@ class Oracle:
         self.rollouts_with_values = 0
 
     def hint(self, samples):
+        """That of the rollouts before this one."""
         c = self.args.hint_momentum
+        told = self.success / (1 - c**self.rollouts) if self.rollouts else 0.5
         rewards = [sample.reward for sample in samples if sample.reward is not None]
         self.success = c * self.success + (1 - c) * sum(rewards) / len(rewards)
         self.rollouts += 1
-        return self.success / (1 - c**self.rollouts)
+        return told
 
     def state(self, sample, k, hint):
         """The prompt of state k: the first has read nothing of the completion."""
@@ -73,7 +75,10 @@ class Oracle:
                 credit.append(({}, []))
                 continue
             values, own = by_sample[id(sample)]
-            values = [stand_in if v is None else v for v in values]
+            filled = []
+            for v in values:
+                filled.append(v if v is not None else filled[-1] if filled else stand_in)
+            values = filled
             weights = own
             if self.args.critic_baseline == "leave_one_out":
                 weights = [reward - (total - reward) / (number - 1) for reward in own]

@@ -11,7 +11,7 @@ import torch
 import vapo_runs
 from datasets import Dataset, load_dataset
 from sppo_runs import CONVERSATIONS, critic_dir
-from tiny import tiny_model_dir, tiny_tokenizer
+from tiny import tiny_tokenizer
 
 from trl_credit import CriticProbeCallback
 from trl_credit.critic_report import (
@@ -28,11 +28,6 @@ from trl_credit.critics.loading import load_critic
 from trl_credit.scripts.genac_sft import CriticSFTTrainer, GenACSFTConfig
 from trl_credit.segmenting import DelimiterSegmenter
 from trl_credit.trainers.genac.traces import GenACTracesConfig, TraceCollector
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

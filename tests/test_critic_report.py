@@ -8,7 +8,7 @@ import pytest
 from known_process import CANDIDATES, CLIFF, COMPLETIONS, MOVES, PROMPTS, samples, whole_process
 
 from trl_credit.critic_report import ConstantCritic, Probes, Rollout, evaluate_critic
-from trl_credit.critic_report.report import ALPHAS, LAMBDAS
+from trl_credit.critic_report.report import ALPHAS, GROUP_SIZE, LAMBDAS
 
 
 STATES = MOVES + 1
@@ -120,6 +120,10 @@ def closed_form(fault) -> dict:
         return total
 
     known["error/explained_variance_within_prompt"] = 1 - within(truth - value) / within(truth)
+    known["error/difference_seen_within_prompt"] = (within(truth + value) - within(truth - value)) / 4 / within(truth)
+    known["error/difference_seen"] = (
+        variance((truth + value).ravel(), flat) - variance((truth - value).ravel(), flat)
+    ) / (4 * variance(truth.ravel(), flat))
     for k in range(STATES):
         x = k / 10
         known["error/mse_by_position", x] = expect((value - truth)[:, k] ** 2, weights)
@@ -172,12 +176,14 @@ def closed_form(fault) -> dict:
         known[name, x] = corr(credit.ravel(), true_advantage.ravel(), flat)
         if name.endswith("lambda") and lam in (0, 1):
             for k in range(STATES):
-                r = corr(credit[:, k], true_advantage[:, k], weights)
-                known[f"steps/signal_share_by_position_lambda_{lam:g}", k / 10] = 0.0 if math.isnan(r) else r**2
+                mean = expect(credit[:, k], weights)
+                power = expect((credit[:, k] - mean) ** 2, weights)
+                share = expect((credit[:, k] - mean) * true_advantage[:, k], weights) / power if power > 1e-12 else 0.0
+                known[f"steps/signal_share_by_position_lambda_{lam:g}", k / 10] = share
 
-    # The mean of the other completions has the prompt's value for its mean, and is independent of the rest.
+    # The mean of 7 other completions has the prompt's value for its mean, and is independent of the rest.
     start = np.array(PROMPTS)[prompt]
-    spread = start * (1 - start) / (COMPLETIONS - 1)
+    spread = start * (1 - start) / (GROUP_SIZE - 1)
 
     def rho(columns):
         v, t = value[:, columns], truth[:, columns]
@@ -279,7 +285,7 @@ def test_what_cannot_be_told_is_nan_and_no_error():
 
 def test_values_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="one finite number is needed for each state"):
-        evaluate_critic(Planted("broken", lambda v, rollout: v * np.nan), samples(prompts=2))
+        evaluate_critic(Planted("broken", lambda v, rollout: v + np.inf), samples(prompts=2))
     with pytest.raises(ValueError, match="for a completion of 10 tokens"):
         evaluate_critic(Planted("short", lambda v, rollout: v[:-1]), samples(prompts=2))
 

@@ -257,6 +257,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_site_builds_without_a_warning_and_fetches_nothing_from_elsewhere(site):
     pages = list(site.rglob("*.html"))
     assert len(pages) >= 15
@@ -268,6 +269,7 @@ def test_site_builds_without_a_warning_and_fetches_nothing_from_elsewhere(site):
         assert not re.findall(r"url\([\"']?(?:https?:)?//|@import", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 def test_no_equation_is_left_as_source(site):
     for page in site.rglob("*.html"):
         text = re.sub(r"<(code|pre|script)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -90,6 +90,7 @@ def check_bit_for_bit(model_dir, tmp_path, settings):
         assert torch.equal(p, q), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -7,6 +7,8 @@ from genac_oracle import Oracle, Sample
 from genac_runs import fit_critic, make_trainer, share_of_even
 from tiny import tiny_model
 
+from trl_credit import GenACTrainer
+
 
 @pytest.fixture(scope="module")
 def critic_dir(tmp_path_factory):
@@ -118,14 +120,51 @@ def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(
     parsed = {entry["eval_critic/mse_of_parsed"] for entry in evaluations}
     assert len(parsed) == 1 and 0 < parsed.pop() < 1
     evaluated = [rollout for rollout in trainer.rollouts_seen if len(rollout["completion_ids"]) == 2]
-    assert len(evaluated) == 3 * 2
-    for first, again in zip(evaluated[:2], evaluated[-2:], strict=True):
-        assert torch.equal(first["completion_ids"], again["completion_ids"])
+    assert len(evaluated) == 2, "two batches, which the policy wrote once"
     assert (tmp_path / "critic" / "model.safetensors").is_file()
+
+
+def test_the_pretraining_keeps_the_critic_with_the_lowest_error(model_dir, critic_dir, tmp_path):
+    errors = iter([0.2, 0.1, 0.3, 0.4])
+    kept = {}
+
+    class Scripted(GenACTrainer):
+        def validation_error(self):
+            super().validation_error()
+            error = next(errors)
+            kept[error] = {name: p.clone() for name, p in self.critic.state_dict().items()}
+            return error
+
+    trainer = make_trainer(
+        model_dir,
+        tmp_path,
+        trainer=Scripted,
+        critic=critic_dir,
+        critic_pretraining_steps=20,
+        critic_pretraining_patience=2,
+        critic_validation_steps=1,
+        eval_dataset=Dataset.from_dict({"prompt": ["ab", "q"]}),
+        per_device_eval_batch_size=2,
+        num_generations_eval=1,
+    )
+    trainer.pretrain_critic()
+    for name, p in trainer.critic.state_dict().items():
+        assert torch.equal(p, kept[0.1][name])
+    assert any(not torch.equal(p, kept[0.4][name]) for name, p in trainer.critic.state_dict().items())
+    saved = type(trainer.critic).from_pretrained(tmp_path / "critic").state_dict()
+    assert all(torch.equal(p, kept[0.1][name]) for name, p in saved.items())
+
+
+def test_the_age_of_answers_is_counted_in_updates(model_dir, critic_dir, tmp_path):
+    settings = {"steps_per_generation": 2, "gradient_accumulation_steps": 1, "max_steps": 4}
+    trainer = make_trainer(model_dir, tmp_path, critic=critic_dir, **settings)
+    trainer.train()
+    ages = [entry["critic/answer_age"] for entry in trainer.state.log_history if "critic/answer_age" in entry]
+    assert ages == [0, 1, 0, 1]
 
 
 def test_a_critic_that_packing_cannot_serve_is_refused_and_trained_naively_when_asked(model_dir, tmp_path):
     critic = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
-    with pytest.raises(ValueError, match="cannot be trained on all answers about a completion in one sequence"):
+    with pytest.raises(ValueError, match="in one sequence"):
         make_trainer(model_dir, tmp_path, critic=critic)
     assert make_trainer(model_dir, tmp_path, critic=critic, critic_packing=False).critic is critic

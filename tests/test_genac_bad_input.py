@@ -118,11 +118,13 @@ def test_a_critic_that_never_parses_is_counted_and_learns_nothing_and_the_actor_
     assert_nothing_is_nan(trainer)
 
 
-def test_a_failed_answer_has_the_running_mean_of_the_values_and_is_not_dropped(model_dir, tmp_path):
+def test_a_failed_answer_has_the_value_of_the_state_before_it_or_else_the_running_mean_and_is_not_dropped(
+    model_dir, tmp_path
+):
     critic = fit_critic(tmp_path / "critic", unparsed=0.6)
     trainer = make_trainer(model_dir, tmp_path, critic=critic, max_steps=4)
     trainer.train()
-    mean = weight = failed = 0.0
+    mean = weight = failed = carried = 0.0
     for rollout, rewards in zip(trainer.rollouts_seen, trainer.rewards_seen, strict=True):
         scores = [score for reading in rollout["readings"] for score in reading.scores]
         values = [score for score in scores if score is not None]
@@ -136,8 +138,11 @@ def test_a_failed_answer_has_the_running_mean_of_the_values_and_is_not_dropped(m
                     assert reading.weights[k] == 0 and len(reading.answers[k]) > 0
                     tokens = rollout["advantages"][row, ([0] + reading.ends)[k] : reading.ends[k]]
                     tokens = tokens[tokens != 0]  # not a tool's
-                    torch.testing.assert_close(tokens, (rewards[row] - mean / weight).expand(len(tokens)))
-    assert failed > 3
+                    before = [score for score in reading.scores[:k] if score is not None]
+                    carried += len(before) > 0
+                    baseline = before[-1] if before else mean / weight
+                    torch.testing.assert_close(tokens, (rewards[row] - baseline).expand(len(tokens)))
+    assert failed > 3 and carried > 1
     assert_nothing_is_nan(trainer)
 
 
@@ -166,7 +171,7 @@ def test_states_that_leave_the_critic_no_room_are_counted_and_have_the_running_m
 def test_a_problem_that_fills_the_critics_context_is_refused_by_name(model_dir, tmp_path):
     critic = fit_critic(tmp_path / "critic", context=50)
     trainer = make_trainer(model_dir, tmp_path, critic=critic)
-    with pytest.raises(ValueError, match="A problem takes .* tokens to put to the critic, whose context of 50 leaves"):
+    with pytest.raises(ValueError, match="context of 50"):
         trainer.train()
 
 
@@ -176,7 +181,7 @@ def test_a_reward_that_no_value_can_be_is_refused(reward, model_dir, critic_dir,
         return [0.5] * (len(completions) - 1) + [reward]
 
     trainer = make_trainer(model_dir, tmp_path, rewards, critic=critic_dir)
-    with pytest.raises(ValueError, match=rf"The reward {reward} of completion 3 at step 0 lies outside \[0, 1\]"):
+    with pytest.raises(ValueError, match=rf"{reward} of completion 3 .*\[0, 1\]"):
         trainer.train()
 
 
@@ -196,7 +201,7 @@ def test_a_critic_that_cannot_write_is_refused(model_dir, tmp_path):
     with pytest.raises(ValueError, match="The critic is given twice"):
         make_trainer(model_dir, tmp_path, critic=str(model_dir), critic_model_name_or_path=str(model_dir))
     values = AutoModelForTokenClassification.from_pretrained(model_dir, num_labels=1)
-    with pytest.raises(ValueError, match="A generative critic writes text, which a Qwen2ForTokenClassification cannot"):
+    with pytest.raises(ValueError, match="Qwen2ForTokenClassification"):
         make_trainer(model_dir, tmp_path, critic=values)
     tiny_model().save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match="comes without a tokenizer"):
@@ -206,13 +211,13 @@ def test_a_critic_that_cannot_write_is_refused(model_dir, tmp_path):
 def test_patience_without_evaluation_data_is_refused(model_dir, critic_dir, tmp_path):
     settings = {"critic_pretraining_steps": 2, "critic_pretraining_patience": 1}
     trainer = make_trainer(model_dir, tmp_path, critic=critic_dir, **settings)
-    with pytest.raises(ValueError, match="`critic_pretraining_patience` needs an `eval_dataset`"):
+    with pytest.raises(ValueError, match="`critic_pretraining_patience`.*`eval_dataset`"):
         trainer.train()
 
 
 def test_a_segmenter_that_loses_tokens_is_refused(model_dir, critic_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path, critic=critic_dir, segmenter=lambda ids, tokenizer, trained: [1])
-    with pytest.raises(ValueError, match="A segmenter must return strictly increasing ends of which the last is"):
+    with pytest.raises(ValueError, match="segmenter.*strictly increasing"):
         trainer.train()
 
 

@@ -66,12 +66,14 @@ def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(tmp_
     assert logged == set().union(*explained) | wrong
     assert sum(map(len, explained)) == len(set().union(*explained))
 
-    # The table of completions: segments that are the completion, with what the critic said before each.
+    # The table of completions: each segment with what the critic said before it, as text.
     table = trainer._logs
-    for completion, segments in zip(table["completion"], table["extra"]["segments"], strict=True):
-        assert "".join(segment["text"] for segment in segments).startswith(completion)
-        assert all(0 <= segment["value"] <= 1 and -1 <= segment["advantage"] <= 1 for segment in segments)
-        assert all(segment["reasoning"] for segment in segments)
+    for completion, shown in zip(table["completion"], table["extra"]["segments"], strict=True):
+        assert isinstance(shown, str) and shown.startswith("0–") and shown.endswith("⟩")
+        parts = re.findall(
+            r"(\d+)–(\d+): (?:value [01]\.\d\d|not read), advantage [+-]\d\.\d\d\n(.*?)\n⟨.*?⟩(?:\n\n|$)", shown, re.S
+        )
+        assert "".join(text for *_, text in parts).startswith(completion)
 
 
 def test_code_of_the_page_is_python():

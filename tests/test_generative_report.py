@@ -45,13 +45,11 @@ def test_it_is_asked_about_the_states_in_cuts_and_each_value_is_held_up_to_the_n
     assert critic.parse_rate == 1
 
 
-def test_a_state_without_a_score_gets_the_mean_of_the_others_and_all_of_them_the_rate():
+def test_a_state_without_a_score_has_no_value():
     one = rollout("a\nb", [0, 2])
     critic = Scripted(["none", "<score>6</score>"])
-    assert critic.values([one])[0].tolist() == pytest.approx([0.6] * 4) and critic.parse_rate == 0.5
-    critic = Scripted(["none"] * 3)
-    assert critic.values([one, rollout("c", [0], reward=0.0)])[0].tolist() == [0.5] * 4, "the mean reward"
-    assert critic.parse_rate == 0
+    assert critic.values([one])[0].tolist() == pytest.approx([np.nan] * 2 + [0.6] * 2, nan_ok=True)
+    assert critic.parse_rate == 0.5
 
 
 def test_a_real_critic_that_says_nothing_of_use_is_measured_and_measured_alike(tmp_path):
@@ -66,7 +64,8 @@ def test_a_real_critic_that_says_nothing_of_use_is_measured_and_measured_alike(t
     reports = [evaluate_critic(critic, probes, draws=5) for _ in range(2)]
     assert critic.parse_rate == 0
     assert reports[0].to_dict() == reports[1].to_dict()
-    assert reports[0].rows["error/bias"].n == 80
+    assert reports[0].rows["answers/unread"].estimate == 1 and reports[0].rows["answers/unread"].n == 80
+    assert reports[0].verdict.knows == "nothing read" and set(reports[0].rows) == {"answers/unread"}
     state = torch.random.get_rng_state()
     critic.values(probes.rollouts[:1])
     assert torch.equal(torch.random.get_rng_state(), state)

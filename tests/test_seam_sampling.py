@@ -44,11 +44,6 @@ def nothing(trainer, rollout, rewards):
     return None
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
 def make(
     model_dir, folder, ask=nothing, rewards=share_of_even, prompts=PROMPTS, eval_dataset=None, rollout=None, **settings
 ):

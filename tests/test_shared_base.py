@@ -159,6 +159,7 @@ def runs(model_dir, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_both_trajectories_are_those_of_a_run_with_a_separate_lora_critic(name, runs):
     shared, separate = runs(name)

@@ -132,7 +132,7 @@ def test_a_critics_tokenizer_without_a_chat_template_is_refused_for_conversation
     settings = {"critic": make_critic(), "critic_processing_class": critic_tokenizer(chat_template=None)}
     make_trainer(model_dir, tmp_path, **settings).train()  # plain text needs none
     trainer = make_trainer(model_dir, tmp_path, prompts=CONVERSATIONS, **settings)
-    with pytest.raises(ValueError, match="has no chat template. Set its `chat_template` and pass it"):
+    with pytest.raises(ValueError, match="`chat_template`"):
         trainer.train()
 
 
@@ -143,13 +143,13 @@ def test_a_tokenizer_that_is_not_the_critics_is_refused(model_dir, tmp_path):
 
 
 def test_a_prompt_without_a_token_is_refused():
-    with pytest.raises(ValueError, match="finds no token in a prompt, so there is no state to value. The prompt: ''"):
+    with pytest.raises(ValueError, match="no token in a prompt.*''"):
         tokenize_prompts(critic_tokenizer(), ["ab", ""])
 
 
 def test_a_tokenizer_for_a_critic_on_the_policys_base_is_refused(model_dir, tmp_path):
     adapters = LoraConfig(r=4, target_modules="all-linear")
-    with pytest.raises(ValueError, match="`critic_processing_class` has no effect with `critic_share_base=True`"):
+    with pytest.raises(ValueError, match="`critic_processing_class`.*`critic_share_base=True`"):
         make_trainer(
             model_dir,
             tmp_path,
@@ -188,7 +188,7 @@ def test_an_environment_is_refused_for_a_critic_that_cannot_see_what_it_writes(t
     template = (files("trl") / "chat_templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
     model_dir = tiny_model_dir(tmp_path, chat_template=template, max_position_embeddings=2048)
     settings = {"rollout": None, "prompts": CONVERSATIONS, "environment_factory": Counter}
-    with pytest.raises(ValueError, match="`environment_factory` adds to the prompts what a critic .* does not see"):
+    with pytest.raises(ValueError, match="`environment_factory`"):
         make_trainer(model_dir, tmp_path, critic=critic_dir(tmp_path / "critic"), **settings)
     trainer = make_trainer(model_dir, tmp_path, **settings)
     trainer.train()
@@ -200,7 +200,7 @@ def test_an_environment_is_refused_for_a_critic_that_cannot_see_what_it_writes(t
 def test_images_are_refused_by_name(model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path)
     rollout = {"prompt_ids": torch.ones(1, 1), "pixel_values": torch.ones(1)}
-    with pytest.raises(ValueError, match=r"\['pixel_values'\], which the critic cannot take"):
+    with pytest.raises(ValueError, match=r"\['pixel_values'\]"):
         trainer.assign_credit(rollout, torch.ones(1), "train")
 
 
@@ -209,5 +209,5 @@ def test_the_config_of_another_trainer_is_refused(model_dir, tmp_path):
 
     from trl_credit import SPPOTrainer
 
-    with pytest.raises(TypeError, match="SPPOTrainer needs `args` to be a SPPOConfig, got GRPOConfig"):
+    with pytest.raises(TypeError, match="SPPOConfig.*GRPOConfig"):
         SPPOTrainer(str(model_dir), share_of_even, GRPOConfig(str(tmp_path), bf16=False, use_cpu=True))

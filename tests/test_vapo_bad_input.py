@@ -44,7 +44,7 @@ def test_the_config_of_another_trainer_is_refused(model_dir, tmp_path):
 
     from trl_credit import VAPOTrainer
 
-    with pytest.raises(TypeError, match="VAPOTrainer needs `args` to be a VAPOConfig, got GRPOConfig"):
+    with pytest.raises(TypeError, match="VAPOConfig.*GRPOConfig"):
         VAPOTrainer(
             str(model_dir),
             lambda **kwargs: [],
@@ -57,18 +57,16 @@ def test_a_critic_that_is_given_twice_or_cannot_be_one_is_refused(model_dir, tmp
     with pytest.raises(ValueError, match="The critic is given twice"):
         make_trainer(model_dir, tmp_path, critic=model_dir, critic_model_name_or_path=str(model_dir))
     two_labels = AutoModelForTokenClassification.from_pretrained(model_dir, num_labels=2)
-    with pytest.raises(ValueError, match="A critic must have one label, but Qwen2ForTokenClassification has 2"):
+    with pytest.raises(ValueError, match="Qwen2ForTokenClassification has 2"):
         make_trainer(model_dir, tmp_path, critic=two_labels)
-    with pytest.raises(
-        ValueError, match="`critic_model_init_kwargs=.* has no effect on a critic that is already a model"
-    ):
+    with pytest.raises(ValueError, match="`critic_model_init_kwargs="):
         make_trainer(model_dir, tmp_path, critic=tiny_model(), critic_model_init_kwargs={"dtype": "float32"})
     with pytest.raises(OSError, match="no-such-critic"):
         make_trainer(model_dir, tmp_path, critic=str(tmp_path / "no-such-critic"))
 
 
 def test_a_peft_config_in_the_config_must_be_a_dict(tmp_path):
-    with pytest.raises(TypeError, match="`critic_peft_config` must be a dict, got LoraConfig. Pass a `PeftConfig`"):
+    with pytest.raises(TypeError, match="`critic_peft_config`.*LoraConfig"):
         VAPOConfig(str(tmp_path), critic_peft_config=LoraConfig(r=4), **BASE)
 
 
@@ -90,5 +88,5 @@ def test_a_reward_that_is_none_is_refused_by_name(reward, message, model_dir, tm
 def test_images_are_refused_by_name():
     from trl_credit.critics.token import refuse_images
 
-    with pytest.raises(ValueError, match=r"\['pixel_values'\], which the critic cannot take"):
+    with pytest.raises(ValueError, match=r"\['pixel_values'\]"):
         refuse_images({"prompt_ids": torch.ones(1, 1), "pixel_values": torch.ones(1)})

@@ -1,16 +1,19 @@
 """What `trl-credit inspect` reads, and what it says of what it cannot read."""
 
+import base64
 import json
 import re
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from trl_credit.cli import main
 from trl_credit.cli.inspect import make_parser
-from trl_credit.credit_log import BadTable, read_completions, write_page
+from trl_credit.credit_log import BadTable, Right, read_completions, write_page
 
 
 PAGE = (Path(__file__).parents[1] / "docs/inspect.md").read_text(encoding="utf-8")
@@ -92,9 +95,9 @@ def test_value_change_skips_what_is_not_trained_and_ends_with_the_reward(tmp_pat
 @pytest.mark.parametrize(("above", "right"), [(0.0, True), (0.5, False)])
 def test_right_is_a_reward_above_a_threshold_unless_the_table_says_so(tmp_path, above, right):
     file = jsonl(tmp_path / "x.jsonl", {"tokens": ["a"], "reward": 0.5})
-    assert only(file, right_above=above).right == right
+    assert only(file, right=Right(above=above)).right == right
     file = jsonl(tmp_path / "y.jsonl", {"tokens": ["a"], "reward": 0.5, "correct": not right})
-    assert only(file, right_above=above).right != right
+    assert only(file, right=Right(above=above)).right != right
 
 
 # --- Which completions
@@ -133,11 +136,57 @@ def test_chosen_steps(run):
     assert places(read_completions(run, steps=[100, 0], limit=4)[0]) == [(0, 0), (0, 1), (100, 0), (100, 1)]
 
 
-def test_those_like_others_come_from_wherever_they_are(run, tmp_path):
-    other = [{"tokens": ["950", "3"]}, {"tokens": ["50", "0"]}, {"tokens": ["nowhere"]}]
-    others, _ = read_completions(jsonl(tmp_path / "o.jsonl", *other))
-    assert places(read_completions(run, like=others)[0]) == [(50, 0), (950, 3)]
-    assert len(read_completions(run, like=others[2:])[0]) == 64
+def test_counterparts_are_of_the_same_step_prompt_and_place_whatever_their_tokens(tmp_path):
+    def table(name, *rows):
+        return jsonl(tmp_path / name, *[{"step": s, "prompt": p, "tokens": list(t)} for s, p, t in rows])
+
+    one = table("one.jsonl", (0, "p", "ab"), (0, "p", "ab"), (0, "q", "cd"), (8, "p", "ab"))
+    other = table("two.jsonl", (0, "q", "xy"), (0, "p", "ab"), (8, "q", "ab"), (0, "p", "zz"), (0, "q", "cd"))
+    completions, _ = read_completions(one)
+    assert [c.place for c in completions] == [(0, "p", 0), (0, "p", 1), (0, "q", 0), (8, "p", 0)]
+    found, _ = read_completions(other, like=completions)
+    assert [(c.place, "".join(c.tokens)) for c in found] == [
+        ((0, "q", 0), "xy"),
+        ((0, "p", 0), "ab"),
+        ((0, "p", 1), "zz"),
+    ]
+    assert len(read_completions(other, like=completions[3:])[0]) == 5, "where there is none, as without"
+
+
+# --- What is right
+
+
+def test_one_reward_function_decides_what_is_right_not_their_sum(tmp_path):
+    rows = [
+        {"tokens": ["a"], "reward": 0.2, "rewards": {"accuracy": accuracy, "format": 0.2}} for accuracy in (0, 1, None)
+    ]
+    completions, _ = read_completions(jsonl(tmp_path / "x.jsonl", *rows))
+    assert [c.right for c in completions] == [False, True, None]
+    assert {c.right_by for c in completions} == {"accuracy above 0"}
+    completions, _ = read_completions(tmp_path / "x.jsonl", right=Right("format", 0.1))
+    assert [c.right for c in completions] == [True] * 3 and completions[0].right_by == "format above 0.1"
+    with pytest.raises(BadTable, match="has no reward of 'style'. Its reward functions are 'accuracy', 'format'"):
+        read_completions(tmp_path / "x.jsonl", right=Right("style"))
+    completions, _ = read_completions(jsonl(tmp_path / "y.jsonl", {"tokens": ["a"], "reward": 1, "acc": 0}))
+    assert (completions[0].right, completions[0].right_by) == (False, "the table's column 'acc'")
+
+
+# --- Answers that were not read
+
+
+def test_a_segment_that_was_not_read_has_no_value_and_makes_no_change(tmp_path):
+    segments = [
+        {"start": 0, "end": 2, "value": 0.5, "read": True},
+        {"start": 2, "end": 4, "value": 0.7, "read": False},
+        {"start": 4, "end": 6, "value": 0.75, "read": True},
+    ]
+    row = {"tokens": list("abcdef"), "value": [0.5, 0.5, 0.7, 0.7, 0.75, 0.75], "segments": segments, "reward": 1}
+    c = only(jsonl(tmp_path / "x.jsonl", row))
+    assert c.columns["value"] == [0.5, 0.5, None, None, 0.75, 0.75]
+    assert c.columns["value_change"] == [0.0, None, None, None, 0.0, 0.25]
+    assert [(s["read"], s["value"]) for s in c.segments] == [(True, 0.5), (False, None), (True, 0.75)]
+    segments[1] |= {"value": None, "read": None}
+    assert only(jsonl(tmp_path / "y.jsonl", row)).columns == c.columns, "a value of null says the same"
 
 
 # --- The command
@@ -149,7 +198,7 @@ def test_the_command_writes_a_page_and_says_what_is_on_it(run, tmp_path, capsys)
     assert re.fullmatch(rf"{page}: 8 of 80 completions, 0\.0 MB\n", capsys.readouterr().out)
     assert main(["inspect", str(run), "--steps", "50", "--compare", str(run), "--output", str(page)]) == 0
     text = capsys.readouterr().out
-    assert "4 of 80 completions, and 4 of 80 to compare them with, 4 of the same tokens" in text
+    assert "4 of 80 completions, and 4 of 80 to compare them with, 4 of the same step, prompt and place, 4 of" in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text()).group(1))
     assert len({c["source"] for c in data["completions"]}) == 2
 
@@ -159,7 +208,7 @@ def test_a_page_loads_nothing_and_its_policy_forbids_it(tmp_path):
     completions, _ = read_completions(jsonl(tmp_path / "x.jsonl", *rows))
     write_page(completions, tmp_path / "page.html", "<title>")
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert html.count("<script") == html.count("</script>") == 2 and html.count("</title>") == 1
+    assert html.count("<script") == html.count("</script>") == 3 and html.count("</title>") == 1
     assert not re.findall(r"\b(?:src|href)=", re.sub(r'<script type="application/json".*?</script>', "", html))
     assert "default-src 'none'; script-src 'sha256-" in html and "unsafe" not in html
 
@@ -172,10 +221,97 @@ def test_numbers_that_are_the_same_for_all_tokens_take_the_room_of_one(tmp_path)
     assert '"ratio":1,' in (tmp_path / "page.html").read_text().replace("}", ",")
 
 
+def unpacked(page: Path) -> tuple[dict, list[dict]]:
+    """What the page's script makes of a page: its data, and the tokens, ids and columns of each completion."""
+    html = page.read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html).group(1))
+    planes = zlib.decompress(base64.b64decode(re.search(r'id="numbers">(.*?)</script>', html).group(1)))
+    numbers = np.frombuffer(planes, np.uint8).reshape(2, -1)[::-1].T.copy().view("<u2").ravel()
+    found = []
+    for c in data["completions"]:
+        rows = numbers[c["tokens"][0] :][: c["count"]]
+        columns = {
+            name: column["center"] + column["unit"] * numbers[column["at"] :][: c["count"]].view("<f2").astype(float)
+            for name, column in c["columns"].items()
+            if isinstance(column, dict)
+        }
+        texts = [[data[key][row] for row in rows] for key in ("texts", "ids")]
+        found.append({"tokens": texts[0], "ids": texts[1], **columns})
+    return data, found
+
+
+def test_64_completions_of_4_000_tokens_fit_and_are_exact_to_what_is_shown(tmp_path):
+    rng = np.random.default_rng(0)
+    vocabulary = [f" token{i}" for i in range(20_000)]
+    ids = np.minimum(rng.zipf(1.3, (64, 4000)) - 1, len(vocabulary) - 1)
+    value = np.clip(0.5 + rng.normal(0, 0.01, ids.shape).cumsum(1), 0, 1)
+    logp = -(rng.exponential(0.5, ids.shape) ** 4)  # from -1e-12 to -1000
+    numbers = {
+        "advantage": rng.normal(0, 1, ids.shape),
+        "value": value,
+        "logp": logp,
+        "entropy": rng.exponential(0.3, ids.shape),
+        "ratio": np.exp(rng.normal(0, 0.01, ids.shape)),
+        "weight": rng.uniform(0, 20, ids.shape),
+    }
+    rows = [
+        {
+            "tokens": [vocabulary[i] for i in line],
+            "token_ids": line.tolist(),
+            "reward": 1,
+            "prompt": f"{n} is asked. " * 50,
+        }
+        | {name: column[n].tolist() for name, column in numbers.items()}
+        for n, line in enumerate(ids)
+    ]
+    completions, _ = read_completions(jsonl(tmp_path / "x.jsonl", *rows))
+    info = write_page(completions, tmp_path / "page.html", "x")
+    assert info["tokens_left_out"] == 0 and info["bytes"] <= 5_000_000
+    _, found = unpacked(tmp_path / "page.html")
+    for c, told in zip(completions, found, strict=True):
+        assert told["tokens"] == c.tokens and told["ids"] == c.token_ids
+        for name, column in c.columns.items():
+            center = 1.0 if name == "ratio" else 0.0
+            true, error = np.array(column) - center, np.abs(np.array(told[name]) - column)
+            # Half of the third digit, of which all that is shown; or nine powers of ten below the largest number.
+            assert (error <= np.maximum(np.abs(true) * 5e-4, np.abs(true).max() * 1e-8)).all(), name
+
+
+def test_numbers_without_a_value_and_any_text_survive_the_packing(tmp_path):
+    rows = [
+        {
+            "tokens": ["a", "", "{{numbers}}", "\u2028"],
+            "value": [0.5, None, 0.25, 1.0],
+            "advantage": [1e30, 0, None, -1e25],
+        },
+        {
+            "tokens": ["a"] * 4,
+            "ratio": [1.0, 1.0, None, 1.5],
+            "trained": [1, 1, 0, 1],
+            "weight": [0.0, 0.0, 1e-30, 0.0],
+        },
+    ]
+    completions, _ = read_completions(jsonl(tmp_path / "x.jsonl", *rows))
+    write_page(completions, tmp_path / "page.html", "{{numbers}}")
+    data, (first, second) = unpacked(tmp_path / "page.html")
+    assert data["title"] == "{{numbers}}" and first["tokens"] == rows[0]["tokens"]
+    assert np.array_equal(first["value"], [0.5, np.nan, 0.25, 1.0], equal_nan=True)
+    assert np.allclose(first["advantage"], [1e30, 0, np.nan, -1e25], rtol=5e-4, equal_nan=True)
+    assert np.array_equal(second["ratio"], [1.0, 1.0, np.nan, 1.5], equal_nan=True)
+
+
 def test_a_page_stays_small_whatever_is_long(tmp_path):
     segments = [{"start": 0, "end": 1, "reasoning": "r" * 30_000}] * 12
-    row = {"prompt": "p" * 30_000, "tokens": ["long" * 15] * 1000, "value": [0.123] * 1000, "segments": segments}
-    rows = [{**row, "note": str(i) * 5000, "prompt": f"{i}" + row["prompt"]} for i in range(64)]
+    row = {"prompt": "p" * 30_000, "value": [0.123] * 1000, "segments": segments}
+    rows = [
+        {
+            **row,
+            "note": str(i) * 5000,
+            "prompt": f"{i}" + row["prompt"],
+            "tokens": [f"{i} {t} {'long' * 15}" for t in range(1000)],
+        }
+        for i in range(64)
+    ]
     completions, _ = read_completions(jsonl(tmp_path / "x.jsonl", *rows))
     page = write_page(completions, tmp_path / "page.html", "x")
     assert 3_000_000 < page["bytes"] <= 5_000_000 and page["tokens_left_out"] > 0
@@ -251,6 +387,7 @@ def test_the_table_of_options_is_the_help(run):
         (["--output", "."], "--output must be a file in a folder that exists"),
         (["--steps", "7"], "has no step 7. It has 20 steps, from 0 to 950."),
         (["--compare", "nowhere"], "There is no file or folder nowhere."),
+        (["--right_reward", "accuracy"], "has no reward of 'accuracy'. Its reward functions are not named: it has"),
         (["--complete"], "unrecognized arguments: --complete"),
     ],
 )

@@ -1,13 +1,11 @@
 """The page of `trl-credit inspect` in a real browser: what it shows, that it is safe, and that everyone can use it."""
 
-import json
-import random
-
 import pytest
 from browser import chromium
+from viewer_page import choose, completion, is_ready, press, texts, words
 
-from trl_credit.credit_log import read_completions, write_page
 
+pytest_plugins = ["viewer_page"]
 
 pytestmark = pytest.mark.slow
 
@@ -33,80 +31,6 @@ HOSTILE = [
 ]
 
 
-def completion(tokens, seed=0, **more) -> dict:
-    rng = random.Random(seed)
-    return {
-        "step": 0,
-        "prompt": "What is it?",
-        "tokens": tokens,
-        "reward": 1.0,
-        "advantage": [rng.uniform(-1, 1) for _ in tokens],
-        "value": [rng.random() for _ in tokens],
-        "logp": [-rng.random() for _ in tokens],
-        "entropy": [rng.random() for _ in tokens],
-        "ratio": [rng.uniform(0.8, 1.2) for _ in tokens],
-        "weight": [rng.uniform(0, 5) for _ in tokens],
-        **more,
-    }
-
-
-def words(n: int, seed: int = 0) -> list[str]:
-    rng = random.Random(f"words {seed}")
-    return [rng.choice([" the", " sum", " of", "3", "+", "\n", " therefore", ","]) for _ in range(n)]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as chrome:
-        yield chrome
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """Write a page of completions, open it from disk, and hand the browser over."""
-
-    def open_page(rows: list[dict], compare: list[dict] = ()):
-        completions = []
-        for name, of_table in (("table", rows), ("other", compare)):
-            if of_table:
-                (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, of_table)))
-                completions += read_completions(tmp_path / f"{name}.jsonl", limit=200)[0]
-        info = write_page(completions, tmp_path / "page.html", "A table")
-        assert info["bytes"] == (tmp_path / "page.html").stat().st_size <= 5_000_000
-        browser.get_log("performance")  # of its own start
-        browser.get((tmp_path / "page.html").as_uri())
-        return browser
-
-    yield open_page
-    errors = [entry["message"] for entry in browser.get_log("browser")]
-    assert not errors  # a script that failed, a policy that was broken, a file that was not found
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    # Of the page, not of the browser's own pages.
-    urls = {r["request"]["url"].split("#")[0] for r in requests if r["documentURL"].startswith("file:")}
-    assert urls == {(tmp_path / "page.html").as_uri()}
-
-
-def texts(browser, selector: str) -> list[str]:
-    return browser.execute_script(
-        "return [...document.querySelectorAll(arguments[0])].map(element => element.textContent)", selector
-    )
-
-
-def choose(browser, name: str, value) -> None:
-    browser.execute_script(
-        "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))",
-        name,
-        str(value),
-    )
-
-
-def press(browser, selector: str, *keys: str) -> None:
-    element = browser.find_element("css selector", selector)
-    browser.execute_script("arguments[0].focus()", element)
-    element.send_keys(*keys)
-
-
 # --- Hostile content
 
 
@@ -123,9 +47,9 @@ def test_hostile_content_is_shown_as_text_everywhere_and_harms_nothing(show):
     row["<b onclick=hacked=1>"] = [0.5] * len(HOSTILE)
     browser = show([row, completion(["fine"], method=HOSTILE[0])])
     assert browser.execute_script("return window.hacked") is None
-    assert browser.execute_script("return document.scripts.length") == 2
+    assert browser.execute_script("return document.scripts.length") == 3
     assert browser.execute_script("return document.querySelectorAll('img, b[onclick], iframe, a').length") == 0
-    shown = texts(browser, ".tok")
+    shown = texts(browser, ".panel:first-child .tok")
     assert len(shown) == len(HOSTILE)
     for position in (0, 1, 2, 5, 6, 11, 12, 13, 14):  # as they are
         assert shown[position] == HOSTILE[position]
@@ -163,12 +87,13 @@ def test_a_completion_of_100_000_tokens_is_cut_with_a_count_and_does_not_freeze(
 
 
 def test_a_page_stays_below_5_mb_by_leaving_out_the_middle_of_long_completions(show):
-    browser = show([completion(words(4000, seed), seed) for seed in range(64)])
+    browser = show([completion(words(12_000, seed), seed) for seed in range(32)])
     (left_out,) = set(browser.execute_script("return DATA.completions.map(c => c.leftOut)"))
     length = browser.execute_script("return DATA.completions[0].tokens.length")
-    assert 1000 < length < 2000 and length + left_out == 4000
+    assert 4000 < length < 12_000 and length + left_out == 12_000
     press(browser, ".tokens", "\ue010")
-    assert texts(browser, ".numbers span")[0] == "4,000 / 4,000"
+    assert texts(browser, ".numbers span")[0] == "12,000 / 12,000"
+    browser.execute_script("state.panels[0].show(DATA.completions[0].cutAt)")
     assert texts(browser, ".left-out") == [f"… {left_out:,} tokens left out …"]
 
 
@@ -182,7 +107,7 @@ def test_tokens_are_coloured_by_the_chosen_quantity_and_its_numbers_shown(show):
     classes = "return [...document.querySelectorAll('.tok')].map(t => [t.className, t.style.getPropertyValue('--t')])"
     choose(browser, "quantity", "advantage")
     tokens = browser.execute_script(classes)
-    assert [t for _, t in tokens] == ["100", "0", "50", ""]
+    assert [t for _, t in tokens] == ["100", "0", "71", ""]
     assert ["below" in c for c, _ in tokens] == [True, False, False, False]
     assert "none" in tokens[3][0].split()
     choose(browser, "quantity", "value_change")
@@ -201,7 +126,7 @@ def test_credit_is_the_advantage_times_the_weight(show):
         [completion(["a", "b"], advantage=-0.5, weight=[2, 1]), completion(["c"], advantage=[0.25], weight=None)]
     )
     assert browser.execute_script("return DATA.completions.map(c => c.columns.credit)") == [[-1, -0.5], 0.25]
-    assert browser.execute_script("return state.quantity") == "credit"
+    assert browser.execute_script("return quantityName('credit')") == "Credit"
 
 
 def test_filters_by_outcome_step_and_prompt(show):
@@ -233,6 +158,7 @@ def test_the_page_opens_at_the_completion_that_its_address_names(show):
     assert texts(browser, ".tok") == ["0"]
     browser.execute_script("select(2)")
     browser.refresh()
+    is_ready(browser)
     assert texts(browser, ".tok") == ["2"] and browser.current_url.endswith("#2")
 
 
@@ -247,7 +173,7 @@ def test_no_completion_is_like_this(show):
 def test_two_methods_are_shown_side_by_side_on_the_same_tokens(show):
     tokens = words(30)
     first = [completion(words(12, 5), method="A"), completion(tokens, 1, method="A")]
-    browser = show(first, [completion(tokens, 2, method="B"), completion(words(9, 4), method="B")])
+    browser = show(first, [completion(words(9, 4), method="B"), completion(tokens, 2, method="B")])
     browser.execute_script("select(1)")
     assert len(browser.find_elements("css selector", ".panel")) == 2
     assert texts(browser, "h2")[0].startswith("A, table") and texts(browser, "h2")[1].startswith("B, other")
@@ -270,7 +196,7 @@ def test_two_methods_are_shown_side_by_side_on_the_same_tokens(show):
 
 def test_segments_have_their_values_and_the_critics_reasoning(show):
     segments = [
-        {"start": 0, "end": 3, "value": 0.25, "advantage": 0.5, "reasoning": "It begins well."},
+        {"start": 0, "end": 3, "read": True, "value": 0.25, "advantage": 0.5, "reasoning": "It begins well."},
         {"start": 3, "end": 6, "value": 0.75, "advantage": -0.25, "reasoning": "Then it errs."},
     ]
     browser = show([completion(words(6), segments=segments)])
@@ -285,7 +211,7 @@ def test_segments_have_their_values_and_the_critics_reasoning(show):
 
 def test_the_curve_of_the_value_leads_to_its_token(show):
     browser = show([completion(words(500), value=[i / 500 for i in range(500)])])
-    assert "Value over position, from 0.001 to 0.998" in texts(browser, ".chart p")[0]
+    assert "Value over position, on an axis from 0 to 1" in texts(browser, ".chart p")[0]
     browser.find_element("css selector", ".chart svg").click()  # in its middle
     assert texts(browser, ".numbers span")[0] in ("250 / 500", "251 / 500")
 

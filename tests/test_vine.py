@@ -9,16 +9,10 @@ import vine_oracle
 from chain_policy import LENGTH as CHAIN_LENGTH
 from chain_policy import chain_policy_dir, no_x, true_value
 from datasets import Dataset
-from tiny import tiny_model_dir
 from vine_runs import PROMPTS, fixed_rollout, make_trainer, share_of_even
 
 from trl_credit.credit.segment_gae import segment_of_token
 from trl_credit.credit.vine import monte_carlo_values, vine_advantages
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 # --- Functions

@@ -49,7 +49,12 @@ METHODS = {
         Method(
             "grpo-lambda", "GRPOLambda", "Train with GRPO-lambda: GRPO with token-level credit from eligibility traces"
         ),
-        Method("vineppo", "VinePPO", "Train with VinePPO: segment-level credit from continuations, no critic"),
+        Method(
+            "vineppo",
+            "VinePPO",
+            "Train with VinePPO: segment-level credit from continuations, no critic",
+            recipes=("vineppo",),
+        ),
         Method(
             "vapo",
             "VAPO",

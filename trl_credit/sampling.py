@@ -1,6 +1,7 @@
 """Continuations of texts, sampled with transformers: padded, generated and cut at their end."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,27 @@ def chunks_within(lengths: Sequence[int], budget: int) -> list[list[int]]:
         chunks[-1].append(index)
         room -= 1
     return chunks
+
+
+@contextmanager
+def checkpoint_settings_aside(network: Any):
+    """
+    Around `generate`: what its config leaves out it would take from the checkpoint, such as `min_p`, `suppress_tokens`
+    or `repetition_penalty`, and draw from another distribution than the one that is learned or measured.
+
+    Args:
+        network (`PreTrainedModel` or `PeftModel`):
+            A causal LM.
+    """
+    holders = [network, network.get_base_model()] if hasattr(network, "get_base_model") else [network]
+    kept = [holder.generation_config for holder in holders]
+    for holder in holders:
+        holder.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for holder, config in zip(holders, kept, strict=True):
+            holder.generation_config = config
 
 
 @torch.no_grad()
@@ -82,19 +104,23 @@ def sample_continuations(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            repetition_penalty=1.0,  # some checkpoints bring one
             eos_token_id=sorted(ends),
             pad_token_id=pad,
             disable_compile=True,
         )
-        written = network.generate(
-            input_ids=ids.to(network.device),
-            attention_mask=mask.to(network.device),
-            generation_config=config,
-            synced_gpus=synced,
-        )[:, longest:].tolist()
+        with checkpoint_settings_aside(network):
+            written = network.generate(
+                input_ids=ids.to(network.device),
+                attention_mask=mask.to(network.device),
+                generation_config=config,
+                synced_gpus=synced,
+            )[:, longest:].tolist()
         for index, tokens in zip(chunk, written, strict=False):
-            tokens = tokens[: room[index]]
-            length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
-            continuations[index] = tokens[:length]
+            continuations[index] = up_to_end(tokens[: room[index]], ends)
     return continuations
+
+
+def up_to_end(tokens: list[int], ends: Container[int]) -> list[int]:
+    """Tokens up to and with the first that ends them."""
+    length = next((i + 1 for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:length]

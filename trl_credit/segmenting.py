@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tokenizers.decoders import DecodeStream
+
 
 class Segmenter(Protocol):
     """A plain function that divides the tokens of one completion into segments."""
@@ -187,9 +189,40 @@ def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> l
     check_ends(ends, len(token_ids))
     if not ends:
         return []
-    text = _decode(tokenizer, token_ids)
+    text, pieces = _decode(tokenizer, token_ids), token_texts(tokenizer, token_ids)
+    if "".join(pieces) == text:
+        return ["".join(pieces[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
     offsets = [_prefix_length(text, tokenizer, token_ids[:end]) for end in ends[:-1]] + [len(text)]
     return [text[start:end] for start, end in zip([0, *offsets], offsets, strict=False)]
+
+
+def token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """
+    The text of each token. Joined they are the text of all; the bytes of a character that is spread over several tokens
+    are shown with the last of them. A tokenizer that is not fast decodes each token by itself, which need not add up.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`):
+            The tokenizer that `ids` belong to.
+        ids (`list[int]`):
+            Tokens.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return tokenizer.batch_decode([[token] for token in ids])
+    stream = DecodeStream(skip_special_tokens=False)
+    texts, said = [], 0
+    for position, token in enumerate(ids):
+        try:
+            text = stream.step(tokenizer.backend_tokenizer, token)
+        except Exception:  # bytes that are no character: the stream has no other class for it, and is of no use after
+            text = _decode(tokenizer, ids[said : position + 1])
+            stream = DecodeStream(skip_special_tokens=False)
+        texts.append(text or "")
+        if text:
+            said = position + 1
+    if said < len(ids):  # the text ends within a character
+        texts[-1] = _decode(tokenizer, ids[said:])
+    return texts
 
 
 def _decode(tokenizer, token_ids: list[int]) -> str:

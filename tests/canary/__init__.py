@@ -6,5 +6,6 @@ Each check says which name of TRL moved. That it would is shown by moving each n
 
 from . import command_line as command_line
 from . import loss as loss
+from . import sampling as sampling
 from . import training as training
 from .run import canary as canary

@@ -34,6 +34,10 @@ def functions():
     utils = importlib.import_module("trl.trainer.utils")
     for name in ("get_config_model_id", "is_async_callable", "maybe_gather_lm_head_ctx"):
         assert hasattr(utils, name), f"`trl.trainer.utils` has no `{name}` any more"
+    models = importlib.import_module("trl.models.utils")
+    assert hasattr(models, "disable_gradient_checkpointing"), (
+        "`trl.models.utils.disable_gradient_checkpointing` is gone"
+    )
 
     async def coroutine():
         pass

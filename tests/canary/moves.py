@@ -12,6 +12,7 @@ from .run import FORWARD, WRAPPED
 
 MODULES = (
     "transformers.trainer",
+    "trl.models.utils",
     "trl.trainer.utils",
     "trl.trainer.base_trainer",
     "trl.trainer.grpo_trainer",
@@ -25,10 +26,12 @@ MODULES = (
 )
 
 
+CALLED = ("_generate", "_generate_single_turn")
 FUNCTIONS = (
     "get_config_model_id",
     "is_async_callable",
     "maybe_gather_lm_head_ctx",
+    "disable_gradient_checkpointing",
     "resolve_accelerate_config_argument",
     "_subtract_subsequence",
     "launch_training_script",
@@ -54,6 +57,13 @@ ATTRIBUTES = (
     "rollout_func",
     "_metrics",
     "_logs",
+    "use_vllm",
+    "use_transformers_continuous_batching",
+    "max_completion_length",
+    "vllm_generation",
+    "generation_config",
+    "_pending_extra_logs",
+    "_pending_metrics",
 )
 KEYS = (
     "completion_ids",
@@ -73,10 +83,12 @@ KEYS = (
     "cispo_clip_ratio",
     *TRACED_LOSS_TYPES,
 )
+CONTINUATIONS = ("_generate", "_generate_single_turn")
 LOSS = "    def _compute_loss(self, model, inputs):\n"
 # What moves, and how: texts of TRL's source and what stands there instead, wherever they occur.
 MOVES: list[tuple[str, ...]] = [
     *((name, f"def {name}( → def {name}_2(", f".{name}( → .{name}_2(") for name in WRAPPED if name != "log"),
+    *((name, f"def {name}( → def {name}_2(", f".{name}( → .{name}_2(") for name in CALLED),
     *((name, f"{name} → {name}_2") for name in FUNCTIONS),
     *((name, f"self.{name} → self.{name}_2") for name in ATTRIBUTES),
     *((name, f'"{name}" → "{name}_2"') for name in KEYS),
@@ -85,6 +97,7 @@ MOVES: list[tuple[str, ...]] = [
         for name in ("_scores", "_loss", "_sums", "_token_scores", "_step_inputs", "_resume_from")
     ),
     *((name, f" {name} = →  {name}_2 =", f"self.{name} → self.{name}_2") for name in ("_name", "_tag_names", "_paper")),
+    *((name, f"def {name}( → def {name}_2(", f"self.{name}( → self.{name}_2(") for name in CONTINUATIONS),
     # Signatures
     ("reward_funcs", "reward_funcs: RewardFunc | list[RewardFunc] | None = None,\n        args: → args:"),
     ("log", "self.log( → self.log_2(", "def log( → def log_2("),

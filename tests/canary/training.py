@@ -1,6 +1,7 @@
 """Checks of how TRL makes a rollout and calls what we wrap."""
 
 import inspect
+from collections import defaultdict
 
 import pytest
 import torch
@@ -80,11 +81,18 @@ def attributes(run):
         "reward_func_names": ["count_letters"],
         "reward_funcs": [count_letters],
         "rollout_func": None,
+        "use_vllm": False,
+        "use_transformers_continuous_batching": False,
+        "max_completion_length": SETTINGS["max_completion_length"],
     }
     for name, value in expected.items():
         found = getattr(run.trainer, name, "missing")
         assert found == value, f"`{name}` of GRPOTrainer should be {value!r} here and is {found!r}"
     assert set(getattr(run.trainer, "_metrics", {})) == {"train", "eval"}, "`_metrics` is not by `train` and `eval`"
+    for name in ("_pending_extra_logs", "_pending_metrics"):
+        assert isinstance(getattr(run.trainer, name, None), defaultdict), f"`{name}` is not what rewards log to"
+    limit = getattr(getattr(run.trainer, "generation_config", None), "max_new_tokens", None)
+    assert limit == SETTINGS["max_completion_length"], f"`generation_config` has {limit} for `max_new_tokens`"
     weights = getattr(run.trainer, "reward_weights", None)
     assert isinstance(weights, torch.Tensor) and weights.shape == (1,), f"`reward_weights` is {weights!r}"
 
@@ -222,3 +230,39 @@ def a_run_can_begin_and_end_without_an_epoch(run):
     assert seen[-1] == "_finalize_training", "`_finalize_training` is not what ends a run"
     assert seen == ["_run_epoch", "_finalize_training"], "`_run_epoch` is called again when training should stop"
     assert len(run.all_calls["_compute_loss"]) == steps, "there is training outside of `_run_epoch`"
+
+
+@check
+def continuations_can_be_sampled_and_scored(run):
+    trainer = run.trainer
+    for name in ("use_vllm", "use_transformers_continuous_batching"):
+        assert getattr(trainer, name, None) is False, f"`{name}` of the trainer is gone"
+    for name in ("_pending_extra_logs", "_pending_metrics"):
+        assert getattr(trainer, name, None) == {}, f"`{name}`, what reward functions log, is gone"
+    for name in ("_generate", "_generate_single_turn"):
+        assert hasattr(trainer, name), f"`{name}` is gone"
+    assert "vllm_generation" in trl.GRPOTrainer._generate_single_turn.__code__.co_names, "`vllm_generation` is gone"
+
+    limit, trainer.generation_config.max_new_tokens = trainer.generation_config.max_new_tokens, 2
+    try:
+        written = trainer._generate_single_turn([[65], [66, 67]], None, {}, 1)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"`_generate_single_turn` has another signature: {error}") from error
+    finally:
+        trainer.generation_config.max_new_tokens = limit
+    assert isinstance(written, tuple) and isinstance(written[0], list) and len(written[0]) == 2, (
+        "`_generate_single_turn` does not return the completions' ids first"
+    )
+    assert max(map(len, written[0])) <= 2, "`_generate_single_turn` does not follow `generation_config`"
+
+    trainer.rollout_func = lambda prompts, trainer: {
+        "prompt_ids": [[65]] * 2,
+        "completion_ids": [[70, 71], [72]],
+        "logprobs": None,
+    }
+    try:
+        made = trainer._generate(["a", "a"])
+    finally:
+        trainer.rollout_func = None
+    texts = trainer.processing_class.batch_decode([[70, 71], [72]])
+    assert made[3] == texts, "`_generate` does not return the completions of a rollout function as its fourth"

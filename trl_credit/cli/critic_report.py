@@ -42,6 +42,13 @@ def make_parser() -> ArgumentParser:
         metavar="NAME",
         help="those of `trl grpo`, by name, or any by import path, module.function",
     )
+    add(
+        "--reward_weights",
+        type=float,
+        nargs="+",
+        metavar="WEIGHT",
+        help="one for each of them, as in training; not given: 1 for each",
+    )
     add("--completions", type=int, default=4, help="completions of each prompt (default: %(default)s)")
     add("--continuations", type=int, default=16, help="continuations of each state (default: %(default)s)")
     add(
@@ -85,7 +92,12 @@ def make_parser() -> ArgumentParser:
         type=int,
         help="longest answer of generative critics (default: as their critic.json says, or 1024)",
     )
-    add("--draws", type=int, default=500, help="resamplings for the intervals (default: %(default)s)")
+    add(
+        "--draws",
+        type=int,
+        default=500,
+        help="resamplings for the interval of the calibration error (default: %(default)s)",
+    )
     add(
         "--output_dir",
         type=Path,
@@ -151,6 +163,7 @@ def _report(args: Namespace) -> int:
             rewards,
             settings,
             lambda done, total: progress.update(bar, completed=done, total=total),
+            args.reward_weights,
         )
     reports = []
     for critic in critics:
@@ -171,6 +184,11 @@ def _show(console, reports) -> None:
     from ..critic_report.layout import SECTIONS
     from ..critic_report.report_page import show
 
+    for report in reports:
+        console.print(f"\n{report.critic}", style="bold", markup=False, soft_wrap=True)
+        for sentence in report.verdict.sentences:
+            console.print(f"  {sentence}", markup=False, soft_wrap=True)
+    console.print()
     facts = reports[0].probes
     title = f"{facts['completions']} completions, {facts['states']} states, mean reward {facts['mean_reward']:.3f}"
     table = Table(title=f"{title}; brackets are 95 % intervals", title_justify="left")
@@ -183,9 +201,9 @@ def _show(console, reports) -> None:
             table.add_row(row.label, *(escape(show(r.rows.get(row.name))) for r in reports), row.ideal)
         table.add_section()
     for report_row, label in (("lambda", "advantage, λ = {:g}"), ("alpha", "advantage, α = {:g}")):
-        curves = [dict(report.curves[f"advantage/correlation_by_{report_row}"]) for report in reports]
-        for x in curves[0]:
-            table.add_row(label.format(x), *(escape(show(curve[x])) for curve in curves), "1" if x == 0 else "")
+        curves = [dict(report.curves.get(f"advantage/correlation_by_{report_row}", [])) for report in reports]
+        for x in max(curves, key=len):  # one of whose answers none was read has no curve
+            table.add_row(label.format(x), *(escape(show(curve.get(x))) for curve in curves), "1" if x == 0 else "")
     console.print(table)
 
 

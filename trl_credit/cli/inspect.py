@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ..credit_log import BadTable, read_completions, write_page
+from ..credit_log import BadTable, Right, read_completions, write_page
 
 
 def make_parser() -> ArgumentParser:
@@ -18,16 +18,21 @@ def make_parser() -> ArgumentParser:
     add(
         "--compare",
         metavar="OTHER",
-        help="another one, to show beside it: the completions with the same tokens, if any",
+        help="another one, to show beside it: the completions of the same steps, prompts and places",
     )
     add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
     add("--completions", type=int, default=64, help="how many to show, of each (default: %(default)s)")
     add("--steps", type=int, nargs="+", help="only those of these steps (default: spread over all)")
     add(
+        "--right_reward",
+        metavar="NAME",
+        help="reward function that says what is right, where the table does not; not given: the first or only one",
+    )
+    add(
         "--right_above",
         type=float,
         default=0.0,
-        help="a reward above it is right, where the table does not say (default: %(default)s)",
+        help="a completion to which it gives more than this is right (default: %(default)s)",
     )
     return parser
 
@@ -41,15 +46,18 @@ def main(argv: list[str]) -> int:
     if args.output.is_dir() or not args.output.absolute().parent.is_dir():
         parser.error(f"--output must be a file in a folder that exists, got {args.output}")
     try:
-        options = {"limit": args.completions, "steps": args.steps, "right_above": args.right_above}
+        options = {"limit": args.completions, "steps": args.steps, "right": Right(args.right_reward, args.right_above)}
         completions, number = read_completions(args.run_or_table, **options)
         shown = f"{len(completions)} of {number} completions"
         title = completions[0].source
         if args.compare is not None:
             others, number = read_completions(args.compare, **options, like=completions)
-            texts = {c.text for c in completions}
-            same = sum(c.text in texts for c in others)
-            shown += f", and {len(others)} of {number} to compare them with, {same} of the same tokens"
+            texts = {c.place: c.text for c in completions}
+            pairs = [texts[c.place] == c.text for c in others if c.place in texts]
+            shown += (
+                f", and {len(others)} of {number} to compare them with, {len(pairs)} of the same step, prompt and "
+                f"place, {sum(pairs)} of these with the same tokens"
+            )
             if others[0].source == title:
                 for completion in others:
                     completion.source += " (2)"

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from tokenizers.decoders import DecodeStream
 
+from ..segmenting import token_texts
 from .reader import CREDIT_FOLDER
 
 
@@ -179,22 +179,3 @@ class CreditLog:
             "rewards": row["rewards"],
             **columns,
         }
-
-
-def token_texts(tokenizer, ids: list[int]) -> list[str]:
-    """
-    The text of each token. Joined they are the text of all; the bytes of a character that is spread over several tokens
-    are shown with the last of them.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        return tokenizer.batch_decode([[token] for token in ids])
-    stream = DecodeStream(skip_special_tokens=False)
-    texts, said = [], 0
-    for position, token in enumerate(ids):
-        text = stream.step(tokenizer.backend_tokenizer, token)
-        texts.append(text or "")
-        if text:
-            said = position + 1
-    if said < len(ids):  # the text ends within a character
-        texts[-1] = tokenizer.decode(ids[said:])
-    return texts

@@ -71,10 +71,15 @@ class Completion:
             Those of each reward function.
         right (`bool`):
             Whether it is right.
+        right_by (`str`):
+            What says so.
+        index (`int`):
+            Place among the completions of its prompt in its step.
         columns (`dict[str, list[float]]`):
             Numbers per token by the name of the quantity, `None` where there is none.
         segments (`list[dict]`):
-            Parts of it, each with `start` and `end` (tokens) and any of `value`, `advantage` and `reasoning`.
+            Parts of it, each with `start` and `end` (tokens), `read`, whether the critic's answer could be read, and
+            any of `value`, `advantage` and `reasoning`.
         facts (`dict[str, str]`):
             Everything else that the table says of it.
     """
@@ -90,6 +95,8 @@ class Completion:
     reward: float | None
     rewards: dict[str, float | None]
     right: bool | None
+    right_by: str
+    index: int
     columns: dict[str, list[float | None]]
     segments: list[dict] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
@@ -99,12 +106,33 @@ class Completion:
         """What two completions with the same tokens have in common."""
         return self.prompt, tuple(self.tokens)
 
+    @property
+    def place(self) -> tuple[int, str, int]:
+        """What two completions of the same step, prompt and place among its completions have in common."""
+        return self.step, self.prompt, self.index
+
+
+@dataclass(frozen=True)
+class Right:
+    """
+    Which completions are right, where the table does not say.
+
+    Args:
+        reward (`str`, *optional*):
+            Name of the reward function that decides. Default: the first of the table, or the only reward there is.
+        above (`float`, *optional*, defaults to `0.0`):
+            A completion to which it gives more is right.
+    """
+
+    reward: str | None = None
+    above: float = 0.0
+
 
 def read_completions(
     path: str | Path,
     limit: int = 64,
     steps: list[int] | None = None,
-    right_above: float = 0.0,
+    right: Right = Right(),
     like: list[Completion] | None = None,
 ) -> tuple[list[Completion], int]:
     """
@@ -118,10 +146,11 @@ def read_completions(
             last one among them.
         steps (`list[int]`, *optional*):
             Only those of these steps.
-        right_above (`float`, *optional*, defaults to `0.0`):
-            A completion with a reward above it is right, where the table does not say.
+        right ([`Right`], *optional*):
+            Which completions are right, where the table does not say.
         like (`list[Completion]`, *optional*):
-            Take those with the same prompt and tokens as one of these, if there are any.
+            Take those of the same step, prompt and place among the prompt's completions as one of these, if there
+            are any.
 
     Returns:
         `tuple[list[Completion], int]`: The completions, and how many there are in all.
@@ -140,13 +169,13 @@ def read_completions(
         raise BadTable(f"{path} has no step {unknown[0]}. It has {len(known)} steps, from {known[0]} to {known[-1]}.")
     source = path.parent.name if path.name == CREDIT_FOLDER else path.stem if path.is_file() else path.name
     if like:
-        wanted = {completion.text for completion in like}
-        found = [c for c in _read(files, source, right_above, lambda step, taken: True) if c.text in wanted]
+        wanted = {completion.place for completion in like}
+        found = [c for c in _read(files, source, right, lambda step, taken: True) if c.place in wanted]
         if found:
             return found[:limit], len(where)
     chosen = set(_spread(counts, limit) if steps is None else steps)
     share = max(1, limit // len(chosen))
-    kept = list(_read(files, source, right_above, lambda step, taken: step in chosen and taken[step] < share))
+    kept = list(_read(files, source, right, lambda step, taken: step in chosen and taken[step] < share))
     return sorted(kept, key=lambda c: (c.step, c.row))[:limit], len(where)
 
 
@@ -237,21 +266,26 @@ def _step_of(row: dict, file: Path) -> int:
     return int(step)
 
 
-def _read(files: list[Path], source: str, right_above: float, wanted) -> Iterator[Completion]:
+def _read(files: list[Path], source: str, right: Right, wanted) -> Iterator[Completion]:
     taken: Counter = Counter()
+    of_prompt: Counter = Counter()
     for file in files:
         for number, row in enumerate(_rows(file), 1):
             step = _step_of(row, file)
+            asked = step, _plain(_first(row, PROMPT) or "")
             if wanted(step, taken):
-                yield _completion(row, f"Row {number} of {file}", source, step, taken[step], right_above)
+                yield _completion(
+                    row, f"Row {number} of {file}", source, step, taken[step], index=of_prompt[asked], right=right
+                )
             taken[step] += 1
+            of_prompt[asked] += 1
 
 
 def _first(row: dict, names: tuple[str, ...]) -> Any:
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
-def _completion(row: dict, where: str, source: str, step: int, number: int, right_above: float) -> Completion:
+def _completion(row: dict, where: str, source: str, step: int, number: int, index: int, right: Right) -> Completion:
     tokens = _first(row, TOKENS)
     if tokens is None:
         text = _first(row, TEXT)
@@ -287,15 +321,14 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, righ
         columns["ratio"] = [None if x is None else _finite(math.exp(min(x, 700))) for x in columns.pop("log_ratio")]
     reward = _first(row, REWARD)
     reward = _finite(reward) if isinstance(reward, (int, float)) else None
+    rewards = {n: _finite(x) for n, x in row["rewards"].items()} if isinstance(row.get("rewards"), dict) else {}
+    segments = _segments(row.get("segments"), len(tokens), where)
+    for segment in segments:
+        if "value" in columns and not segment["read"]:  # what stands there is no answer of the critic's
+            columns["value"][segment["start"] : segment["end"]] = [None] * (segment["end"] - segment["start"])
     if "value" in columns and "value_change" not in columns:
-        values = [x if is_trained else None for x, is_trained in zip(columns["value"], trained, strict=True)]
-        columns["value_change"] = value_changes(values, reward)
-    verdict = _first(row, RIGHT)
-    if isinstance(verdict, (int, float)):
-        right: bool | None = verdict > 0
-    else:
-        right = None if reward is None else reward > right_above
-    rewards = row.get("rewards")
+        columns["value_change"] = value_changes(columns["value"], trained, segments, reward)
+    is_right, right_by = _is_right(row, reward, rewards, right, where)
     return Completion(
         source=source,
         method=str(row.get("method") or source),
@@ -306,26 +339,52 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, righ
         token_ids=ids,
         trained=trained,
         reward=reward,
-        rewards={n: _finite(x) for n, x in rewards.items()} if isinstance(rewards, dict) else {},
-        right=right,
+        rewards=rewards,
+        right=is_right,
+        right_by=right_by,
+        index=index,
         columns={name: column for name, column in columns.items() if any(x is not None for x in column)},
-        segments=_segments(row.get("segments"), len(tokens), where),
+        segments=segments,
         facts=facts,
     )
 
 
-def value_changes(values: list[float | None], reward: float | None) -> list[float | None]:
+def _is_right(row: dict, reward, rewards: dict, right: Right, where: str) -> tuple[bool | None, str]:
+    """Whether a completion is right, and what says so."""
+    for name in RIGHT:
+        if isinstance(row.get(name), (int, float)):
+            return row[name] > 0, f"the table's column {name!r}"
+    if right.reward is not None and right.reward not in rewards:
+        raise BadTable(
+            f"{where} has no reward of {right.reward!r}. Its reward functions are "
+            f"{', '.join(map(repr, rewards)) or 'not named: it has their sum alone'}."
+        )
+    if rewards:
+        name = right.reward or next(iter(rewards))
+        reward, decides = rewards[name], name
+    else:
+        decides = "reward"
+    return None if reward is None else reward > right.above, f"{decides} above {right.above:g}"
+
+
+def value_changes(
+    values: list[float | None], trained: list[bool], segments: list[dict], reward: float | None
+) -> list[float | None]:
     """
     What the choice of each token did to the value: that after it less that before it. After the last one comes the
-    reward.
+    reward. Tokens that the policy did not choose are passed over; next to a state whose value could not be read no
+    change is known.
     """
+    unread = {i for segment in segments if not segment["read"] for i in range(segment["start"], segment["end"])}
     changes: list[float | None] = [None] * len(values)
     after = reward
     for i in reversed(range(len(values))):
         value = values[i]
-        if value is not None:
+        if trained[i] and value is not None:
             changes[i] = None if after is None else after - value
             after = value
+        elif trained[i] and i in unread:
+            after = None
     return changes
 
 
@@ -338,7 +397,7 @@ def _on_tokens(name: str, numbers: list, length: int, has_tokens: bool, where: s
 
 
 def _segments(segments: Any, length: int, where: str) -> list[dict]:
-    if not segments:
+    if not segments or isinstance(segments, str):  # text in the completions table of a trainer
         return []
     kept = []
     for segment in segments if isinstance(segments, list) else [segments]:
@@ -348,11 +407,13 @@ def _segments(segments: Any, length: int, where: str) -> list[dict]:
             raise BadTable(f"{where} has a segment without whole numbers `start` and `end`.") from error
         if not 0 <= start <= end <= length:
             raise BadTable(f"{where} has a segment from token {start} to {end}, of {length} tokens.")
+        value = _finite(segment.get("value"))
         kept.append(
             {
                 "start": start,
                 "end": end,
-                "value": _finite(segment.get("value")),
+                "read": segment.get("read") is not False and ("value" not in segment or value is not None),
+                "value": None if segment.get("read") is False else value,
                 "advantage": _finite(segment.get("advantage")),
                 "reasoning": _plain(segment.get("reasoning") or ""),
             }

@@ -68,7 +68,7 @@ class CriticProbeCallback(TrainerCallback):
         if not read.any():
             return parse_rate
         values, returns = values[read], returns[read]
-        truth, noise, weights = returns.mean(1), st.noise_of_mean(returns), np.ones(len(returns))
+        truth, noise, weights = np.nanmean(returns, axis=1), st.noise_of_mean(returns), np.ones(len(returns))
         return {
             "critic_probe/mse": st.squared_error(values, truth, noise, weights),
             "critic_probe/explained_variance": st.explained_variance(values, truth, noise, weights),

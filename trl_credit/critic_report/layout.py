@@ -37,15 +37,23 @@ _POSITION = "share of the completion before the state"
 
 SECTIONS = (
     Section(
+        "Answers",
+        "States that the critic gave no value, as a generative critic whose answer has no score. They are left out of "
+        "all that follows.",
+        (Row("answers/unread", "answers that could not be read", "0"),),
+    ),
+    Section(
         "Error",
         "How far values are from the mean reward of the continuations, V*, whose own noise is taken off. Explained "
         "variance is 0 for a constant and 1 for the truth; within prompts it leaves out what knowing the difficulty of "
-        "a prompt explains.",
+        "a prompt explains. The share of a difference that is seen is the slope of V on V*: noise does not lower it.",
         (
             Row("error/mse", "mean squared error", "0"),
             Row("error/bias", "mean of V − V*", "0"),
             Row("error/explained_variance", "explained variance", "1"),
             Row("error/explained_variance_within_prompt", "explained variance within prompts", "1"),
+            Row("error/difference_seen", "share of a difference seen", "1"),
+            Row("error/difference_seen_within_prompt", "share of a difference seen within prompts", "1"),
         ),
         (
             Plot("error/mse_by_position", "mean squared error", _POSITION, ideal=0.0),
@@ -62,8 +70,8 @@ SECTIONS = (
     Section(
         "Single steps (§ 3.1.2)",
         "Does what a step changes show in the value? The share of the true change V*(next) − V*(this) that the value's "
-        "change has, by least squares; how large both are; and the share of the advantage's variance that the true "
-        "advantage accounts for, s, of which s / (1 − s) is the signal-to-noise ratio.",
+        "change has, by least squares; how large both are; and the signal in the advantage: the share of a difference "
+        "in it that is true, by least squares, 0 for noise alone, above 1 for an advantage that is too small.",
         (
             Row("steps/change_seen_early", "share of the change seen, first 30 %", "1"),
             Row("steps/change_seen_late", "share of the change seen, the rest", "1"),
@@ -137,21 +145,28 @@ SECTIONS = (
     Section(
         "Advantages (§ 3.3.2)",
         "Correlation of the advantage, by generalised advantage estimation, with the true advantage, token by token or "
-        "as means over the tokens between two states, corrected for the noise of V*.",
+        "as means over the tokens between two states, corrected for the noise of V*. Without a critic: the reward less "
+        "the mean of the prompt's other completions.",
         (),
         (
             Plot("advantage/correlation_by_lambda", "correlation", "λ", ideal=1.0, categorical=True),
+            Plot(
+                "advantage/gain_by_lambda",
+                "correlation before the last step, less that without a critic",
+                "λ",
+                categorical=True,
+            ),
             Plot("advantage/correlation_by_alpha", "correlation", "α of the length-adaptive λ", categorical=True),
         ),
     ),
     Section(
         "Baseline",
-        "The ρ with which (1 − ρ)·L + ρ·V predicts the reward best, L the mean reward of the prompt's other "
-        "completions: 0 if the group is all that is needed, 1 if the critic is.",
+        "The ρ with which (1 − ρ)·L + ρ·V predicts the reward best, L the mean reward of the prompt's 7 others in a "
+        "group of 8, whatever the size of the groups here: 0 if the group is all that is needed, 1 if the critic is.",
         (
-            Row("baseline/rho_at_prompt", "ρ at the prompt", "1"),
-            Row("baseline/rho", "ρ at all states", "1"),
+            Row("baseline/rho_at_prompt", "ρ in a group of 8, at the prompt", "1"),
+            Row("baseline/rho", "ρ in a group of 8, at all states", "1"),
         ),
-        (Plot("baseline/rho_by_position", "ρ", _POSITION, ideal=1.0),),
+        (Plot("baseline/rho_by_position", "ρ in a group of 8", _POSITION, ideal=1.0),),
     ),
 )

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .policies import Decoding, Policy
+from .scoring import Scorer
 
 
 FORMAT = 1
@@ -86,13 +87,13 @@ class Rollout:
         cuts (`list[int]`):
             Numbers of completion tokens after which there is a state with continuations; 0 is the prompt alone.
         returns (`np.ndarray`):
-            Rewards of the continuations of each of these states, shape `(len(cuts), n)`.
+            Rewards of the continuations of each of these states, shape `(len(cuts), n)`; NaN where none was given.
         group (`int`):
             Number of the prompt.
         reward (`float`):
             Reward of the completion; NaN for the beginning of one.
         other_rewards (`list[float]`):
-            Rewards of the other completions of the prompt.
+            Rewards of the other completions of the prompt, as far as they were scored.
     """
 
     prompt: Any
@@ -107,7 +108,7 @@ class Rollout:
     @property
     def true_values(self) -> np.ndarray:
         """Estimates of V* at the cuts."""
-        return self.returns.mean(1)
+        return np.nanmean(self.returns, axis=1)
 
 
 @dataclass
@@ -117,7 +118,8 @@ class Probes:
 
     Args:
         rollouts (`list[Rollout]`):
-            Whole completions, those of a prompt next to each other.
+            Whole completions, those of a prompt next to each other. One that was not scored is left out, and so is a
+            state with fewer than two continuations that were.
         candidates (`list[list[Rollout]]`):
             Next steps out of the same state, different from each other, with one cut, at their end.
         manifest (`dict`):
@@ -139,6 +141,7 @@ def draw_probes(
     reward_funcs: Callable | Sequence[Callable],
     settings: ProbeSettings | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    reward_weights: Sequence[float] | None = None,
 ) -> Probes:
     """
     Probes of a policy, read from a folder as far as they are there and drawn where they are not.
@@ -151,24 +154,25 @@ def draw_probes(
         dataset (`Iterable[dict]`):
             Rows with a `prompt`, text or messages, and any columns that the reward functions read.
         reward_funcs (`Callable` or a list of them):
-            Reward functions as TRL's; several are added up.
+            Reward functions as TRL's; several are added up. `None` of all of them: not scored, and left out.
         settings ([`ProbeSettings`], *optional*):
             What is drawn.
         on_progress (`Callable[[int, int], None]`, *optional*):
             Called with the number of sequences that are there and that there will be.
+        reward_weights (`list[float]`, *optional*):
+            Weight of each reward function, as TRL's `reward_weights`. Default: 1 for each.
 
     Returns:
         [`Probes`]: All of them.
 
     Raises:
-        ValueError: If the folder holds probes of something else, or a reward is not a finite number.
+        ValueError: If the folder holds probes of something else, a reward is infinite, or nothing was scored.
     """
     settings = settings or ProbeSettings()
     rows = [dict(row) for row in dataset]
     if not rows:
         raise ValueError("There are no prompts to draw probes from.")
-    funcs = list(reward_funcs) if isinstance(reward_funcs, Sequence) else [reward_funcs]
-    drawer = _Drawer(Path(folder), policy, rows, funcs, settings, on_progress)
+    drawer = _Drawer(Path(folder), policy, rows, Scorer(reward_funcs, reward_weights), settings, on_progress)
     drawer.draw()
     return _assemble(drawer)
 
@@ -176,15 +180,16 @@ def draw_probes(
 class _Drawer:
     """Plans what is missing, samples it, and writes it down."""
 
-    def __init__(self, folder, policy, rows, funcs, settings: ProbeSettings, on_progress):
-        self.folder, self.policy, self.rows, self.funcs = folder, policy, rows, funcs
+    def __init__(self, folder, policy, rows, scorer: Scorer, settings: ProbeSettings, on_progress):
+        self.folder, self.policy, self.rows, self.scorer = folder, policy, rows, scorer
         self.settings, self.on_progress = settings, on_progress
         self.prompt_ids = [prompt_ids(policy.tokenizer, row.get("prompt")) for row in rows]
         self.manifest = {
             "format": FORMAT,
             "policy": policy.identity,
             "prompts": _fingerprint(rows),
-            "rewards": [f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}" for f in funcs],
+            "rewards": scorer.names,
+            "reward_weights": scorer.weights.tolist() if (scorer.weights != 1).any() else None,
             "settings": asdict(settings),
         }
         _agree(folder, self.manifest)
@@ -247,6 +252,11 @@ class _Drawer:
             _append(self.folder / _CONTINUATIONS, lines)
             self.continuations.update((_key(line), line) for line in lines)
 
+    def returns(self, state: tuple) -> np.ndarray | None:
+        """Rewards of a state's continuations, NaN where there is none; `None` for fewer than two."""
+        returns = np.array(self.continuations[state]["returns"], dtype=float)
+        return returns if np.isfinite(returns).sum() > 1 else None
+
     def _candidates(self, key: tuple[int, int]) -> Iterator[tuple[int, int, list[int]]]:
         """Different next steps out of one state of a rollout: the beginnings of its first continuations."""
         cuts, length = self.cuts[key], len(self.rollouts[key]["completion_ids"])
@@ -290,36 +300,18 @@ class _Drawer:
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed} {stage} {number}".encode()).digest()[:4])
         return self.policy.sample(starts, room, self.settings.decoding, seed)
 
-    def _score(self, prompts: list[int], completions: list[list[int]]) -> list[float]:
-        """Rewards of completions, each of one of the prompts."""
-        rows = [self.rows[prompt] for prompt in prompts]
-        texts = self.policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        conversational = not isinstance(rows[0]["prompt"], str)
-        arguments = {
-            "prompts": [row["prompt"] for row in rows],
-            "completions": [[{"role": "assistant", "content": text}] for text in texts] if conversational else texts,
-            "completion_ids": completions,
-            **{name: [row.get(name) for row in rows] for name in rows[0] if name not in ("prompt", "completion")},
-        }
-        total = [0.0] * len(rows)
-        for func, name in zip(self.funcs, self.manifest["rewards"], strict=True):
-            rewards = list(func(**arguments))
-            if len(rewards) != len(rows):
-                raise ValueError(f"{name} returned {len(rewards)} rewards for {len(rows)} completions.")
-            for i, reward in enumerate(rewards):
-                if reward is None or not math.isfinite(reward):
-                    raise ValueError(
-                        f"{name} returned {reward} for a completion of prompt {prompts[i]} "
-                        f"({str(rows[i]['prompt'])[:100]!r}). Every completion needs a finite reward: leave prompts "
-                        "that cannot be scored out."
-                    )
-                total[i] += float(reward)
-        return total
+    def _score(self, prompts: list[int], completions: list[list[int]]) -> list[float | None]:
+        """Rewards of completions, each of one of the prompts; `None` for one that was not scored."""
+        rewards = self.scorer([self.rows[prompt] for prompt in prompts], completions, self.policy.tokenizer)
+        return [None if math.isnan(reward) else reward for reward in rewards]
 
 
 def _assemble(drawer: _Drawer) -> Probes:
     rollouts: list[Rollout] = []
     candidates: list[list[Rollout]] = []
+    steps: dict[tuple[int, int], list[tuple]] = {}
+    for state in drawer.steps:
+        steps.setdefault(state[:2], []).append(state)
     for (prompt, sample), cuts in drawer.cuts.items():
         line = drawer.rollouts[prompt, sample]
         others = [drawer.rollouts[prompt, s]["reward"] for s in range(drawer.settings.completions) if s != sample]
@@ -327,25 +319,31 @@ def _assemble(drawer: _Drawer) -> Probes:
             "prompt": drawer.rows[prompt]["prompt"],
             "prompt_ids": drawer.prompt_ids[prompt],
             "group": prompt,
-            "other_rewards": others,
+            "other_rewards": [reward for reward in others if reward is not None],
         }
-        returns = np.array([drawer.continuations[prompt, sample, cut, -1]["returns"] for cut in cuts])
-        rollouts.append(
-            Rollout(
-                **common,
-                completion_ids=line["completion_ids"],
-                cuts=cuts,
-                returns=returns,
-                reward=line["reward"],
+        scored = {cut: returns for cut in cuts if (returns := drawer.returns((prompt, sample, cut, -1))) is not None}
+        if line["reward"] is not None and scored:
+            rollouts.append(
+                Rollout(
+                    **common,
+                    completion_ids=line["completion_ids"],
+                    cuts=list(scored),
+                    returns=np.array([*scored.values()]),
+                    reward=line["reward"],
+                )
             )
+        following = []
+        for state in steps.get((prompt, sample), []):
+            if (returns := drawer.returns(state)) is not None:
+                ids = line["completion_ids"][: state[2]] + drawer.steps[state]
+                following.append(Rollout(**common, completion_ids=ids, cuts=[len(ids)], returns=returns[None]))
+        if len(following) > 1:
+            candidates.append(following)
+    if not rollouts:
+        raise ValueError(
+            f"{', '.join(drawer.scorer.names)} scored no completion with two continuations of a state: every reward is "
+            "None or NaN. There is nothing to hold a critic against."
         )
-        steps = {state: step for state, step in drawer.steps.items() if state[:2] == (prompt, sample)}
-        if steps:
-            candidates.append([])
-        for state, step in steps.items():
-            ids = line["completion_ids"][: state[2]] + step
-            returns = np.array([drawer.continuations[state]["returns"]])
-            candidates[-1].append(Rollout(**common, completion_ids=ids, cuts=[len(ids)], returns=returns))
     tokens = sum(len(line["completion_ids"]) for line in drawer.rollouts.values())
     tokens += sum(len(ids) for line in drawer.continuations.values() for ids in line["continuation_ids"])
     return Probes(rollouts, candidates, drawer.manifest, tokens)

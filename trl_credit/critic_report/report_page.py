@@ -50,6 +50,7 @@ def write_page(path: str | Path, reports: Sequence[CriticReport]) -> None:
 <body>
 <main>
 <h1>Critic report</h1>
+{"".join(_verdict(i, report) for i, report in enumerate(reports))}
 {_probes(reports[0].probes)}
 <ul class="legend">{legend}</ul>
 {body}
@@ -89,6 +90,17 @@ def _number(x: float, digits: int = 3) -> str:
     return f"{x + 0.0:.{digits}f}".replace("-0.000", "0.000").replace("-", "−")
 
 
+def _verdict(i: int, report: CriticReport) -> str:
+    if report.verdict is None:
+        return ""
+    first, *rest = report.verdict.sentences
+    more = "".join(f"<p>{escape(sentence)}</p>" for sentence in rest)
+    return (
+        f'<section class="verdict c{i % 5}"><h2>{escape(report.critic)}</h2>'
+        f"<p><strong>{escape(first)}</strong></p>{more}</section>\n"
+    )
+
+
 def _probes(probes: dict) -> str:
     settings = probes.get("settings", {})
     facts = {
@@ -105,7 +117,7 @@ def _probes(probes: dict) -> str:
     items = "".join(
         f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items() if value is not None
     )
-    return f"<dl>{items}</dl>\n<p>Brackets and bars are 95 % intervals, from resampled prompts.</p>"
+    return f"<dl>{items}</dl>\n<p>Brackets and bars are 95 % intervals; prompts are what varies.</p>"
 
 
 def _section(section: Section, reports: Sequence[CriticReport]) -> str:

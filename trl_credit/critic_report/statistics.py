@@ -5,7 +5,7 @@ The truth V* of a state is known from n returns, so their mean has noise of vari
 and 1, \\( \hat V^* (1 - \hat V^*) / (n - 1) \\)). Wherever V* is squared, that much is taken off, which makes errors
 and variances unbiased: a critic that is right has an error of 0, give or take, not of \\( s^2 / n \\).
 
-`weights` say how often each row counts; resampling whole prompts with them gives intervals, see [`bootstrap`].
+`weights` say how often each row counts; leaving out whole prompts with them gives intervals, see [`jackknife`].
 """
 
 import math
@@ -25,38 +25,55 @@ class Figure(NamedTuple):
     n: int
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], groups: np.ndarray, draws: int = 500, seed: int = 0) -> Figure:
+UNKNOWN = Figure(math.nan, math.nan, math.nan, 0)
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], groups: np.ndarray) -> Figure:
     """
-    A statistic and its interval, by resampling whole groups: percentiles 2.5 and 97.5 (Efron and Tibshirani, 1993).
+    A statistic and its interval, by leaving out one whole group after another: the cluster jackknife (Efron and
+    Tibshirani, 1993, chapter 11), with quantiles of Student's t.
+
+    Percentiles of a bootstrap are too narrow for ratios of few groups: at 32 prompts those of explained variance hold
+    the truth in 85 to 91 % of cases, these in 92 to 97 %.
 
     Args:
         statistic (`Callable`):
             Of the weights of the rows, shape `(N,)`.
         groups (`np.ndarray`):
             The group of each row, shape `(N,)`, integers: rows of one prompt are not independent of each other.
-        draws (`int`, *optional*, defaults to `500`):
-            Resamplings.
-        seed (`int`, *optional*, defaults to `0`):
-            Of the resampling.
 
     Returns:
-        [`Figure`]: NaN for the interval if there is one group only.
+        [`Figure`]: NaN for the interval if there is one group only, or the statistic is not defined without one.
     """
-    count = len(groups)
-    if count == 0:
-        return Figure(math.nan, math.nan, math.nan, 0)
+    rows = len(groups)
+    if rows == 0:
+        return UNKNOWN
+    names, index = np.unique(groups, return_inverse=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        estimate = float(statistic(np.ones(count)))
-        resampled = [statistic(weights) for weights in _resamplings(groups, draws, seed)]
-        if not resampled or math.isnan(estimate):
-            return Figure(estimate, math.nan, math.nan, count)
-        low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return Figure(estimate, float(low), float(high), count)
+        estimate = float(statistic(np.ones(rows)))
+        if len(names) == 1 or math.isnan(estimate):
+            return Figure(estimate, math.nan, math.nan, rows)
+        without = np.array([statistic((index != group).astype(float)) for group in range(len(names))])
+    reach = t_quantile(len(names) - 1) * math.sqrt((len(names) - 1) * without.var())
+    return Figure(estimate, estimate - reach, estimate + reach, rows)
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5th percentile of Student's t (Abramowitz and Stegun, 26.7.5); exact where that series is not near it."""
+    if freedom <= 2:
+        return (12.706, 4.303)[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def noise_of_mean(returns: np.ndarray) -> np.ndarray:
-    """Variance of the mean of each row of `(N, n)` returns, unbiased, shape `(N,)`."""
-    return returns.var(axis=1, ddof=1) / returns.shape[1]
+    """Variance of the mean of each row of `(N, n)` returns, as far as they are no NaN; unbiased, shape `(N,)`."""
+    return np.nanvar(returns, axis=1, ddof=1) / np.isfinite(returns).sum(1)
 
 
 # --- Error
@@ -163,8 +180,10 @@ def calibration_error(values, truth, groups, edges, draws: int = 500) -> Figure:
     Args:
         values, truth, edges:
             As in [`calibration`].
-        groups, draws:
-            As in [`bootstrap`].
+        groups (`np.ndarray`):
+            As in [`jackknife`].
+        draws (`int`, *optional*, defaults to `500`):
+            Resamplings of the groups: the error is no smooth function of them, and leaving one out tells too little.
     """
     bins = calibration(values, truth, np.ones(len(values)), edges)
     gaps = bins.value - bins.outcome
@@ -215,11 +234,13 @@ def find_cliff(values: np.ndarray, returns: np.ndarray) -> Cliff | None:
             Returns from them, shape `(K, n)`.
 
     Returns:
-        [`Cliff`]: `None` if there are fewer than two states or four returns.
+        [`Cliff`]: `None` if there are fewer than two states or four returns, or a half of them without a return.
     """
     if len(values) < 2 or returns.shape[1] < 4:
         return None
-    search, measure = returns[:, ::2].mean(1), returns[:, 1::2].mean(1)
+    if not all(np.isfinite(half).any(1).all() for half in (returns[:, ::2], returns[:, 1::2])):
+        return None
+    search, measure = np.nanmean(returns[:, ::2], axis=1), np.nanmean(returns[:, 1::2], axis=1)
     drops, predicted = search[:-1] - search[1:], values[:-1] - values[1:]
     step = int(drops.argmax())
     return Cliff(
@@ -296,7 +317,7 @@ def rank(values: np.ndarray, returns: np.ndarray) -> Ranking:
         returns (`np.ndarray`):
             Returns from there, shape `(m, n)`.
     """
-    truth = returns.mean(1)
+    truth = np.nanmean(returns, axis=1)
     chosen, best = values == values.max(), truth == truth.max()
     return Ranking(
         hit=float((chosen & best).sum() / chosen.sum()),
@@ -313,6 +334,7 @@ def correlation(
     credit: np.ndarray,
     truth: np.ndarray,
     noise: np.ndarray,
+    shared: np.ndarray,
     weights: np.ndarray,
     groups: np.ndarray | None = None,
 ) -> float:
@@ -325,36 +347,48 @@ def correlation(
             Shape `(N,)`.
         noise (`np.ndarray`):
             Variance of the noise in `truth`, shape `(N,)`.
+        shared (`np.ndarray`):
+            Its covariance with that of the row below, shape `(N,)`: the true advantages of two steps next to each other
+            are differences to the same estimate of V*, once up and once down.
         weights (`np.ndarray`):
             Shape `(N,)`.
         groups (`np.ndarray`, *optional*):
             Within groups, shape `(N,)`: with completions, whether credit tells their tokens from each other.
     """
-    spread = _products(truth, truth, weights, groups) - _noise_of_products(noise, weights, groups)
+    spread = _products(truth, truth, weights, groups) - _noise_of_products(noise, weights, groups, shared)
     power = _products(credit, credit, weights, groups)
     if spread <= 1e-12 or power <= 1e-12:
         return math.nan
     return _products(credit, truth, weights, groups) / math.sqrt(spread * power)
 
 
-def signal_share(credit: np.ndarray, truth: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> float:
+def signal_share(credit: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:
     """
-    Share of the variance of the credit that the true advantage accounts for, the squared [`correlation`]; the
-    signal-to-noise ratio is this over what is left of 1. A credit that does not vary has no signal.
+    Share of a difference in credit that is true: least-squares slope of the true advantage on the credit.
+
+    It is 1 where the credit is the truth, 0 where it is noise alone, and of credit that is truth and noise the truth's
+    share of the variance. Above 1, credit is too small. The noise of the truth adds nothing to it: no squares of it are
+    taken. A credit that does not vary has no signal.
     """
-    if _products(credit, credit, weights) <= 1e-12:
-        return 0.0
-    return correlation(credit, truth, noise, weights) ** 2
+    power = _products(credit, credit, weights)
+    return _products(credit, truth, weights) / power if power > 1e-12 else 0.0
 
 
-def baseline_weight(rewards: np.ndarray, means: np.ndarray, values: np.ndarray, weights: np.ndarray) -> float:
+def baseline_weight(
+    rewards: np.ndarray, means: np.ndarray, values: np.ndarray, noise: np.ndarray, weights: np.ndarray
+) -> float:
     r"""
     The ρ with which \\( (1 - \rho) L + \rho V \\) predicts the reward best, by least squares: 1 when the critic is all
-    that is needed, 0 when the mean L of the other completions is.
+    that is needed, 0 when the mean L of the prompt's other completions is.
+
+    The fewer completions L is the mean of, the noisier it is and the larger ρ. So `noise` takes L from the group that
+    was drawn to one of a given size.
 
     Args:
         rewards, means, values (`np.ndarray`):
             Reward of a completion, mean of those of the prompt's others, and the critic's value, shape `(N,)`.
+        noise (`np.ndarray`):
+            Variance of the noise in `means`, less that of the mean which ρ is for, shape `(N,)`.
         weights (`np.ndarray`):
             Shape `(N,)`.
 
@@ -362,8 +396,10 @@ def baseline_weight(rewards: np.ndarray, means: np.ndarray, values: np.ndarray, 
         `float`: NaN where V and L are the same.
     """
     difference = values - means
-    spread = (weights * difference**2).sum()
-    return float((weights * difference * (rewards - means)).sum() / spread) if spread > 1e-12 else math.nan
+    if weights @ difference**2 <= 1e-12:
+        return math.nan
+    spread = weights @ (difference**2 - noise)
+    return float(weights @ (difference * (rewards - means) - noise) / spread) if spread > 1e-12 else math.nan
 
 
 # --- Behind them
@@ -382,16 +418,19 @@ def _products(x, y, weights, groups=None) -> float:
     return float(weights @ (x * y) / total)
 
 
-def _noise_of_products(noise, weights, groups=None) -> float:
-    """What noise of that variance adds to the mean square of a truth, from its (group's) means."""
+def _noise_of_products(noise, weights, groups=None, shared=None) -> float:
+    """What noise of that variance, and covariance of neighbours, adds to the mean square from (a group's) means."""
     total = weights.sum()
     if not total:
         return math.nan
+    of_sums = weights**2 * noise
+    if shared is not None:
+        of_sums[:-1] += 2 * weights[:-1] * weights[1:] * shared[:-1]
     if groups is None:
-        of_means = weights**2 @ noise / total
+        of_means = of_sums.sum() / total
     else:
         totals = np.maximum(np.bincount(groups, weights), 1e-300)
-        of_means = (np.bincount(groups, weights**2 * noise) / totals).sum()
+        of_means = (np.bincount(groups, of_sums) / totals).sum()
     return float((weights @ noise - of_means) / total)
 
 

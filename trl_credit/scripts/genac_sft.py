@@ -8,6 +8,7 @@ from typing import ClassVar
 from trl import SFTConfig, SFTTrainer
 
 from trl_credit.critics.facts import FACTS_FILE
+from trl_credit.critics.generative.question import end_of_turn
 from trl_credit.options import Options
 from trl_credit.seam.scripts import run_sft_script
 
@@ -62,6 +63,12 @@ class CriticSFTTrainer(SFTTrainer):
                 f"got {columns}."
             )
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        tokenizer = self.processing_class
+        if tokenizer.chat_template is not None and end_of_turn(tokenizer) is None:
+            raise ValueError(
+                f"The chat template of the critic's {type(tokenizer).__name__} ends an assistant's turn with no "
+                "special token: the critic would never learn to stop. Give it one that does."
+            )
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As TRL's; `critic.json` goes along."""

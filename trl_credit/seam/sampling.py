@@ -66,7 +66,7 @@ class SamplingSeam(GRPOTrainer):
         most_chunks = self.most(len(chunks))
         continuations: list[list[int]] = [[] for _ in prefixes]
         ends = set(self.eos_token_ids)
-        with self._unnoticed(), self._generating_in_step():
+        with self._unnoticed():
             for chunk in chunks + [[]] * (most_chunks - len(chunks)):
                 texts, longest = [prefixes[i] for i in chunk], max((rooms[i] for i in chunk), default=1)
                 number = max(len(texts), 1)
@@ -262,17 +262,6 @@ class SamplingSeam(GRPOTrainer):
             yield
         finally:
             setattr(engine, name, kept)
-
-    @contextmanager
-    def _generating_in_step(self):
-        """Where weights are split, all processes make as many forward passes: `generate` must be told of FSDP2."""
-        model = self._causal_lm()
-        told = vars(model).get("_is_fsdp_managed_module", False)
-        model._is_fsdp_managed_module = told or self.is_fsdp_enabled
-        try:
-            yield
-        finally:
-            model._is_fsdp_managed_module = told
 
 
 def _chunks(lengths: list[int], rooms: list[int], budget: int, context: float) -> list[list[int]]:

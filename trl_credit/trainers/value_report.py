@@ -50,6 +50,21 @@ def value_means(values, mask, right) -> dict[str, tuple]:
     return means
 
 
+def values_in_short(values: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """
+    Values at 0, 25, 50, 75 and 100 % of each completion, for the table of completions.
+
+    Args:
+        values, mask (`torch.Tensor`):
+            Shape `(B, T)`.
+    """
+    columns = torch.stack([at_fraction(values, mask, fraction) for fraction in FRACTIONS], dim=1).tolist()
+    return [
+        " ".join(f"{value:.2f}" for value in row) if any_token else ""
+        for row, any_token in zip(columns, mask.any(1).tolist(), strict=True)
+    ]
+
+
 def extremes(trainer, x: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
     """Smallest and largest of the masked values over all processes; NaN if there are none."""
     low = torch.where(mask, x.float(), torch.inf).min() if x.numel() else torch.tensor(torch.inf)

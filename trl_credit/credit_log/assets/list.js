@@ -1,10 +1,15 @@
 // --- State
 
-const names = new Set(DATA.completions.flatMap((c) => Object.keys(c.columns)));
-const QUANTITIES = [...Object.keys(KNOWN).filter((n) => names.has(n)), ...[...names].filter((n) => !KNOWN[n]).sort()];
-// The first quantity that differs from token to token, if there is one.
-const varied = QUANTITIES.find((n) => DATA.completions.some((c) => Array.isArray(c.columns[n])));
-const state = { quantity: varied || QUANTITIES[0] || "", selected: null, beside: null, panels: [] };
+let QUANTITIES = [];
+const state = { quantity: "", selected: null, beside: null, panels: [] };
+
+// First what changed the value; without values, the first quantity that differs from token to token.
+function chooseQuantity() {
+  const names = new Set(DATA.completions.flatMap((c) => Object.keys(c.columns)));
+  QUANTITIES = [...Object.keys(KNOWN).filter((n) => names.has(n)), ...[...names].filter((n) => !KNOWN[n]).sort()];
+  const varied = (n) => DATA.completions.some((c) => Array.isArray(c.columns[n]));
+  state.quantity = ["value_change", ...QUANTITIES].find(varied) || QUANTITIES[0] || "";
+}
 
 function options(select, pairs) {
   select.replaceChildren(...pairs.map(([value, text]) => {
@@ -48,6 +53,7 @@ function setUp() {
   document.addEventListener("keydown", (event) => {
     if (event.target.matches("select, input") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "d") toggleTheme();
+    if (event.key === "n" || event.key === "p") state.panels[0]?.toChange(event.key === "n" ? 1 : -1);
     const by = { "[": -1, "]": 1 }[event.key];
     if (by && QUANTITIES.length) {
       state.quantity = QUANTITIES[(QUANTITIES.indexOf(state.quantity) + by + QUANTITIES.length) % QUANTITIES.length];
@@ -104,19 +110,26 @@ function mark() {
 
 function select(at) {
   const c = (state.selected = DATA.completions[at]);
-  const rank = (o) => (o.text === c.text ? 0 : o.prompt === c.prompt ? 1 : 2);
+  // The counterpart in another run is that of the same step, prompt and place among the completions of the prompt.
+  const isCounterpart = (o) => origin(o) !== origin(c) && o.step === c.step && o.prompt === c.prompt && o.index === c.index;
+  const rank = (o) => (isCounterpart(o) ? 0 : o.text === c.text ? 1 : o.prompt === c.prompt ? 2 : 3);
   const others = DATA.completions.filter((o) => o !== c).sort((a, b) => rank(a) - rank(b));
-  const label = (o) => `${["Same tokens: ", "Same prompt: ", ""][rank(o)]}${origin(o)}, step ${o.step}, row ${o.row} ${verdict(o)}`;
+  const label = (o) => `${["Counterpart", "Same tokens", "Same prompt", ""][rank(o)]}${rank(o) === 0 ? (o.text === c.text ? ", same tokens" : ", other tokens") : ""}${rank(o) < 3 ? ": " : ""}${origin(o)}, step ${o.step}, row ${o.row} ${verdict(o)}`;
   options($("beside"), [["", "nothing"], ...others.map((o) => [o.at, label(o)])]);
-  // The same tokens under another method belong together.
-  state.beside = others.find((o) => o.text === c.text && origin(o) !== origin(c)) || null;
+  state.beside = others.find((o) => origin(o) !== origin(c)) || null;
   $("beside").value = state.beside ? state.beside.at : "";
   history.replaceState(null, "", `#${at}`); // opened again, the page shows the same completion
   mark();
   showPanels();
 }
 
-setUp();
-state.selected = DATA.completions[Number(location.hash.slice(1))] || DATA.completions[0];
-showList();
-select(state.selected.at);
+unpack().then(() => {
+  chooseQuantity();
+  setUp();
+  state.selected = DATA.completions[Number(location.hash.slice(1))] || DATA.completions[0];
+  showList();
+  select(state.selected.at);
+  document.body.dataset.ready = "yes";
+}).catch((error) => {
+  $("panels").replaceChildren(make("p", "nothing", `This page needs a browser of 2023 or later, with DecompressionStream: ${error}`));
+});

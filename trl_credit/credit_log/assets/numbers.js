@@ -4,10 +4,11 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 2000; // tokens on the page at once
 const POINTS = 300; // of a curve
+const CHANGES = 5; // the largest that are listed
 const KNOWN = {
   credit: { name: "Credit", kind: "diverging", center: 0 },
   advantage: { name: "Advantage", kind: "diverging", center: 0 },
-  value: { name: "Value", kind: "sequential" },
+  value: { name: "Value", kind: "axis" },
   value_change: { name: "Value change", kind: "diverging", center: 0 },
   weight: { name: "Effective weight", kind: "sequential" },
   ratio: { name: "Ratio", kind: "diverging", center: 1 },
@@ -15,7 +16,7 @@ const KNOWN = {
   entropy: { name: "Entropy", kind: "sequential" },
   ref_logp: { name: "Reference log-probability", kind: "reversed" },
   token_reward: { name: "Reward of the token", kind: "diverging", center: 0 },
-  return: { name: "Return", kind: "sequential" },
+  return: { name: "Return", kind: "axis" },
 };
 const $ = (id) => document.getElementById(id);
 
@@ -45,10 +46,17 @@ function visible(text) {
     .replace(/^\p{M}/u, "◌$&");
 }
 
-function number(x, signed) {
+function number(x, signed, digits = 4) {
   if (x === null || x === undefined) return "–";
-  const text = x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(1) : Number(x.toPrecision(4)).toString();
+  const text = x !== 0 && Math.abs(x) < 0.001 ? x.toExponential(2) : Number(x.toPrecision(digits)).toString();
   return signed && x > 0 ? `+${text}` : text.replaceAll("-", "−");
+}
+
+// What is packed is exact to three digits, those of the distance from what is packed as a distance.
+function packedNumber(name, x, signed) {
+  if (x === null || x === undefined) return "–";
+  const center = KNOWN[name]?.center || 0;
+  return number(Number((center + Number((x - center).toPrecision(3))).toPrecision(12)), signed, 12);
 }
 
 const count = (n, thing) => `${n.toLocaleString("en")} ${thing}${n === 1 ? "" : "s"}`;
@@ -72,67 +80,109 @@ const position = (c, i) => (i < c.cutAt ? i : i + c.leftOut);
 const index = (c, p) =>
   p < c.cutAt ? p : Math.max(Math.min(c.cutAt, c.tokens.length - 1), Math.min(p - c.leftOut, c.tokens.length - 1));
 
+// --- Scales
+
 const scales = new Map();
-// What the ends of the colours stand for: the range of all completions of a method but the outermost hundredth.
+// Colours and curves reach over all numbers of a method, so that nothing is beyond the end of the scale; what is small is
+// still seen, for the share of the colour is the square root of the share of the way. Values are on an axis of their own,
+// from 0 to 1, or from the least to the largest reward: a critic that knows nothing is flat.
 function scaleOf(name, origins) {
   const key = JSON.stringify([name, origins]);
   if (scales.has(key)) return scales.get(key);
-  const all = DATA.completions.filter((c) => origins.includes(origin(c))).flatMap((c) => numbersOf(c, name));
-  all.sort((a, b) => a - b);
-  const quantile = (q) => all[Math.min(all.length - 1, Math.floor(q * all.length))];
+  const shown = DATA.completions.filter((c) => origins.includes(origin(c)));
+  let low = Infinity, high = -Infinity;
+  for (const c of shown) for (const x of numbersOf(c, name)) { low = Math.min(low, x); high = Math.max(high, x); }
+  if (low > high) [low, high] = [0, 1];
   let { kind, center } = KNOWN[name] || { kind: "sequential" };
-  if (!KNOWN[name] && all[0] < 0) [kind, center] = ["diverging", 0];
-  let low = quantile(0.01), high = quantile(0.99);
-  if (kind === "diverging") {
-    const reach = Math.max(Math.abs(high - center), Math.abs(low - center)) || Math.max(Math.abs(all[0] - center), Math.abs(all.at(-1) - center)) || 1;
+  if (!KNOWN[name] && low < 0) [kind, center] = ["diverging", 0];
+  if (kind === "axis") {
+    const rewards = DATA.completions.map((c) => c.reward).filter((x) => x !== null);
+    const isPenalty = rewards.some((x) => x < 0) && rewards.every((x) => x <= 0);
+    [low, high] = [Math.min(0, low, ...rewards), Math.max(isPenalty ? 0 : 1, high, ...rewards)];
+  } else if (kind === "diverging") {
+    const reach = Math.max(high - center, center - low) || 1;
     [low, high] = [center - reach, center + reach];
   } else if (name === "entropy" || name === "weight") low = Math.min(0, low);
   else if (kind === "reversed") high = Math.max(0, high);
   if (high <= low) high = low + 1;
-  const scale = { kind, center, low, high, clipped: all.length > 0 && (all[0] < low || all.at(-1) > high) };
+  const scale = { kind, center, low, high };
   scales.set(key, scale);
   return scale;
 }
 
+// Where a number is on its scale: -1 to 1 on a diverging one, else 0 to 1.
+function share(x, { kind, center, low, high }) {
+  if (kind === "diverging") return Math.sign(x - center) * Math.sqrt(Math.min(1, Math.abs(x - center) / (high - center)));
+  const part = Math.min(1, Math.max(0, (kind === "reversed" ? high - x : x - low) / (high - low)));
+  return kind === "axis" ? part : Math.sqrt(part);
+}
+
+// The number that has this share.
+function numberAt(t, { kind, center, low, high }) {
+  if (kind === "diverging") return center + Math.sign(t) * t * t * (high - center);
+  if (kind === "axis") return low + t * (high - low);
+  return kind === "reversed" ? high - t * t * (high - low) : low + t * t * (high - low);
+}
+
 function paint(element, x, scale) {
-  let t;
-  if (scale.kind === "diverging") {
-    t = (x - scale.center) / (scale.high - scale.center);
-    element.classList.add(t < 0 ? "below" : "above");
-    t = Math.abs(t);
-  } else {
-    t = (x - scale.low) / (scale.high - scale.low);
-    if (scale.kind === "reversed") t = 1 - t;
-    element.classList.add("more");
+  const t = share(x, scale);
+  element.classList.add(scale.kind !== "diverging" ? "more" : t < 0 ? "below" : "above");
+  const percent = Math.round(100 * Math.abs(t));
+  if (percent < 25) element.classList.remove("below"); // too small to stand out is too small to be underlined
+  if (percent < 25 && t < 0) element.classList.add("slightly-below");
+  element.style.setProperty("--t", percent);
+}
+
+// --- Changes
+
+// The largest changes of the value by a token, and of the advantage from one token to the next, largest first.
+function largestChanges(c) {
+  const found = [];
+  if (c.columns.value_change !== undefined) found.push(["Value", (i) => at(c, "value_change", i)]);
+  if (c.columns.advantage !== undefined && Array.isArray(c.columns.advantage)) {
+    let before = null;
+    const steps = c.tokens.map((_, i) => {
+      const x = at(c, "advantage", i), by = x === null || before === null || (i === c.cutAt && c.leftOut) ? null : x - before;
+      if (x !== null) before = x;
+      return by;
+    });
+    found.push(["Advantage", (i) => steps[i]]);
   }
-  t = Math.round(100 * Math.min(1, Math.max(0, t)));
-  if (t === 0) element.classList.remove("below"); // too small to be seen is too small to be underlined
-  element.style.setProperty("--t", t);
+  return found.map(([name, by]) => ({
+    name,
+    changes: c.tokens.map((_, i) => ({ i, by: by(i) })).filter((x) => x.by).sort((a, b) => Math.abs(b.by) - Math.abs(a.by)).slice(0, CHANGES),
+  })).filter((list) => list.changes.length);
 }
 
 // --- Curves
 
-// A path through the means of neighbouring tokens, in a box of 1000 x 100, with its range.
+// A path through the least and the largest number of neighbouring tokens, in a box of 1000 x 100, on the scale of the
+// colours.
 function curve(c, name) {
-  const sums = new Map();
+  const scale = scaleOf(name, [origin(c)]);
+  const bins = Math.min(POINTS, c.length);
+  const y = (x) => (scale.kind === "diverging" ? 50 - 46 * share(x, scale) : 96 - 92 * (scale.kind === "reversed" ? 1 - share(x, scale) : share(x, scale)));
+  const ends = new Map(); // of each bin its least and largest number, in their order
   for (let i = 0; i < c.tokens.length; i++) {
     const x = at(c, name, i);
     if (x === null) continue;
-    const bin = Math.floor((position(c, i) / c.length) * Math.min(POINTS, c.length));
-    const [sum, n] = sums.get(bin) || [0, 0];
-    sums.set(bin, [sum + x, n + 1]);
+    const bin = Math.floor((position(c, i) / c.length) * bins);
+    const [first, second] = ends.get(bin) || [x, x];
+    const least = Math.min(first, second), most = Math.max(first, second);
+    if (!ends.has(bin)) ends.set(bin, [x, x]);
+    else if (x < least) ends.set(bin, [most, x]);
+    else if (x > most) ends.set(bin, [least, x]);
   }
-  const bins = Math.min(POINTS, c.length);
-  const means = [...sums].map(([bin, [sum, n]]) => [bin, sum / n]);
-  if (!means.length) return null;
-  const low = Math.min(...means.map((m) => m[1])), high = Math.max(...means.map((m) => m[1]));
-  const y = (x) => (high === low ? 50 : 92 - (84 * (x - low)) / (high - low));
+  if (!ends.size) return null;
   let path = "", last = null;
-  for (const [bin, mean] of means) {
-    path += `${last === null || c.leftOut && bin - last > 2 ? "M" : "L"}${((bin + 0.5) / bins) * 1000} ${y(mean)}`;
+  for (const [bin, [first, second]] of ends) {
+    const x = ((bin + 0.5) / bins) * 1000;
+    path += `${last === null || (c.leftOut && bin - last > 2) ? "M" : "L"}${x} ${y(first)}`;
+    if (second !== first) path += `L${x} ${y(second)}`;
     last = bin;
   }
-  return { path: means.length === 1 ? path + "h0" : path, alone: means.length === 1, low, high, zero: low < 0 && high > 0 ? y(0) : null };
+  const alone = ends.size === 1;
+  return { path: alone ? `${path}h0` : path, alone, scale, zero: scale.kind === "diverging" ? 50 : null };
 }
 
 const curveName = (c) => (c.columns.value !== undefined ? "value" : state.quantity);
@@ -144,9 +194,41 @@ function sketch(c) {
   return svg;
 }
 
+// --- The packed numbers
+
+// Of each 16 bits, the half float that they are.
+const HALF = Float64Array.from({ length: 1 << 16 }, (_, bits) => {
+  const sign = bits >> 15 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  if (exponent === 31) return NaN;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
+});
+
+async function unpack() {
+  const packed = Uint8Array.from(atob($("numbers").textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer()), half = bytes.length / 2;
+  const bits = (start) => (i) => (bytes[start + i] << 8) | bytes[half + start + i];
+  for (const c of DATA.completions) {
+    const [low, high] = [bits(c.tokens[0]), c.tokens[1] === null ? () => 0 : bits(c.tokens[1])];
+    const rows = Array.from({ length: c.count }, (_, i) => low(i) + high(i) * 65536);
+    c.tokens = rows.map((row) => DATA.texts[row]);
+    c.ids = rows.map((row) => DATA.ids[row]);
+    for (const name in c.columns) {
+      const column = c.columns[name];
+      if (column === null || typeof column === "number") continue;
+      const number = bits(column.at);
+      c.columns[name] = Array.from({ length: c.count }, (_, i) => {
+        const x = column.center + column.unit * HALF[number(i)];
+        return Number.isNaN(x) ? null : x;
+      });
+    }
+  }
+  for (const c of DATA.completions) addCredit(c);
+}
+
 // What the policy's gradient multiplies a token's log-probability by: the advantage, times its trace weight if it has one.
-for (const c of DATA.completions) {
-  if (c.columns.advantage === undefined || c.columns.credit !== undefined) continue;
+function addCredit(c) {
+  if (c.columns.advantage === undefined || c.columns.credit !== undefined) return;
   const credit = (i) => { const a = at(c, "advantage", i), w = at(c, "weight", i); return a === null || w === null ? null : a * w; };
   c.columns.credit = c.columns.weight === undefined ? c.columns.advantage : c.tokens.map((_, i) => credit(i));
 }

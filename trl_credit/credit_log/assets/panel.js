@@ -18,13 +18,14 @@ function panel(c, shown) {
   const facts = [c.reward === null ? "no reward" : `reward ${number(c.reward)}`];
   for (const name in c.rewards) facts.push(`${visible(name)} ${number(c.rewards[name])}`);
   facts.push(count(c.length, "token"));
+  if (c.right !== null) facts.push(`right: ${visible(c.rightBy)}`);
   element.append(head, make("p", "facts", facts.join(" · ")));
   if (DATA.prompts[c.prompt]) element.append(fold("Prompt", DATA.prompts[c.prompt], DATA.prompts[c.prompt].length < 400));
   for (const name in c.facts) element.append(fold(visible(name), c.facts[name], false));
 
   const has = c.columns[state.quantity] !== undefined;
   const scale = has ? scaleOf(state.quantity, ($("scale").checked ? shown : [c]).map(origin)) : null;
-  element.append(legend(scale, has));
+  p.unread = c.segments.filter((s) => !s.read);
   p.numbers = make("div", "numbers");
   p.numbers.setAttribute("role", "status");
   p.text = make("div", "tokens");
@@ -32,9 +33,11 @@ function panel(c, shown) {
   p.text.setAttribute("role", "listbox");
   p.text.setAttribute("aria-label", "Tokens; arrow keys move between them");
   p.pages = make("div", "pages");
+  p.lists = largestChanges(c); // the first of the first list is marked in the curve and in the text
   p.chart = chart(p);
   if (p.chart) element.append(p.chart.element);
-  element.append(p.numbers, p.text, p.pages);
+  if (p.lists.length) element.append(changeList(p));
+  element.append(legend(scale, has, p.unread.length), p.numbers, p.text, p.pages);
   if (c.segments.length) element.append(segmentList(p));
 
   p.show = (i, follow) => {
@@ -51,6 +54,12 @@ function panel(c, shown) {
     tell(p, i);
     p.chart?.here(i);
   };
+  p.toChange = (by) => {
+    if (!p.lists.length) return;
+    const { changes } = p.lists[0];
+    const now = changes.findIndex((change) => change.i === p.active);
+    p.show(changes[now < 0 ? (by > 0 ? 0 : changes.length - 1) : (now + by + changes.length) % changes.length].i, true);
+  };
   fill(p, scale, 0);
   listen(p);
   p.show(0, false);
@@ -64,16 +73,39 @@ function fold(name, text, open) {
   return details;
 }
 
-function legend(scale, has) {
+function legend(scale, has, unread) {
   const element = make("div", "legend");
   if (!has) {
     element.append(make("span", "", state.quantity ? `No ${quantityName(state.quantity).toLowerCase()} in this table.` : "This table has no numbers per token."));
     return element;
   }
-  const { kind, low, high, clipped, center } = scale;
-  element.append(make("span", "", `${quantityName(state.quantity)}:`), make("span", "", `${clipped ? "≤ " : ""}${number(low)}`), make("span", `bar ${kind}`), make("span", "", `${clipped ? "≥ " : ""}${number(high)}`));
-  if (kind === "diverging") element.append(make("span", "", `below ${number(center)} underlined`));
+  const bar = make("span", "scale"), ticks = make("span", "ticks");
+  for (const t of scale.kind === "diverging" ? [-1, -0.5, 0, 0.5, 1] : scale.kind === "reversed" ? [1, 0.5, 0] : [0, 0.5, 1]) {
+    ticks.append(make("span", "", number(Number(numberAt(t, scale).toPrecision(2)), scale.center === 0)));
+  }
+  bar.append(make("span", `bar ${scale.kind}`), ticks);
+  element.append(make("span", "", quantityName(state.quantity)), bar);
+  if (scale.kind === "diverging") element.append(make("span", "", `below ${number(scale.center)} underlined`));
+  if (unread) element.append(make("span", "tok unread", "not read"));
   return element;
+}
+
+// The largest changes as buttons that lead to their tokens.
+function changeList(p) {
+  const box = make("div", "changes");
+  for (const { name, changes } of p.lists) {
+    const line = make("p", "", `Largest changes of the ${name.toLowerCase()}: `);
+    for (const { i, by } of changes) {
+      const go = make("button", by < 0 ? "fall" : "rise", `${packedNumber("", by, true)} `);
+      go.type = "button";
+      go.title = `token ${position(p.c, i) + 1}`;
+      go.append(make("code", "", short(p.c.tokens[i].replaceAll("\n", "↵").replaceAll("\t", "⇥"), 12).trim() || "␣"), ` at ${(position(p.c, i) + 1).toLocaleString("en")}`);
+      go.addEventListener("click", () => p.show(i, true));
+      line.append(go);
+    }
+    box.append(line);
+  }
+  return box;
 }
 
 function fill(p, scale, page) {
@@ -101,6 +133,11 @@ function fill(p, scale, page) {
     if (text === "") { token.classList.add("part"); token.textContent = "·"; }
     else write(token, visible(text));
     if (!isTrained(c, i)) token.classList.add("none");
+    if (isUnread(p, i)) token.classList.add("unread");
+    if (p.lists[0]?.changes[0].i === i) {
+      token.classList.add("peak", p.lists[0].changes[0].by < 0 ? "fall" : "rise");
+      token.dataset.by = packedNumber("", p.lists[0].changes[0].by, true);
+    }
     if (x !== null) paint(token, x, scale);
     p.spans.push(token);
     box.append(token);
@@ -122,6 +159,8 @@ function fill(p, scale, page) {
   }
 }
 
+const isUnread = (p, i) => p.unread.some((s) => s.start <= position(p.c, i) && position(p.c, i) < s.end);
+
 // Line breaks and tabs are seen, and still break the line.
 function write(element, text) {
   if (!/[\n\t]/.test(text)) { element.textContent = text; return; }
@@ -135,18 +174,18 @@ function write(element, text) {
 function tell(p, i) {
   const { c } = p;
   const place = make("span", "", `${(position(c, i) + 1).toLocaleString("en")} / ${c.length.toLocaleString("en")}`);
-  const token = make("span", "token", JSON.stringify(visible(c.tokens[i])) + (c.ids ? ` (${c.ids[i]})` : ""));
+  const token = make("span", "token", JSON.stringify(visible(c.tokens[i])) + (c.ids[i] === null ? "" : ` (${c.ids[i]})`));
   p.numbers.replaceChildren(place, token);
   for (const name of QUANTITIES) {
     if (c.columns[name] === undefined) continue;
     const cell = make("span", name === state.quantity ? "chosen" : "", `${quantityName(name)} `);
     cell.dataset.name = name;
-    cell.append(make("b", "", number(at(c, name, i), KNOWN[name]?.center === 0)));
+    cell.append(make("b", "", packedNumber(name, at(c, name, i), KNOWN[name]?.center === 0)));
     p.numbers.append(cell);
   }
   if (!isTrained(c, i)) p.numbers.append(make("span", "", "not trained on"));
   const k = c.segments.findIndex((s) => s.start <= position(c, i) && position(c, i) < s.end);
-  if (k >= 0) p.numbers.append(make("span", "", `segment ${k + 1}: value ${number(c.segments[k].value)}, advantage ${number(c.segments[k].advantage, true)}`));
+  if (k >= 0) p.numbers.append(make("span", "", `segment ${k + 1}: value ${c.segments[k].read ? number(c.segments[k].value) : "not read"}, advantage ${number(c.segments[k].advantage, true)}`));
 }
 
 function chart(p) {
@@ -155,12 +194,21 @@ function chart(p) {
   const line = name === undefined ? null : curve(c, name);
   if (!line) return null;
   const element = make("div", "chart");
-  const svg = draw("svg", { viewBox: "0 0 1000 100", preserveAspectRatio: "none", role: "img", "aria-label": `${quantityName(name)} over position, from ${number(line.low)} to ${number(line.high)}` });
+  const { scale } = line;
+  const what = `${quantityName(name)} over position, on an axis from ${number(Number(scale.low.toPrecision(3)))} to ${number(Number(scale.high.toPrecision(3)))}`;
+  const svg = draw("svg", { viewBox: "0 0 1000 100", preserveAspectRatio: "none", role: "img", "aria-label": what });
   if (line.zero !== null) svg.append(draw("line", { class: "zero", x1: 0, x2: 1000, y1: line.zero, y2: line.zero }));
+  for (const s of p.unread) svg.append(draw("rect", { class: "unread", x: (s.start / c.length) * 1000, width: ((s.end - s.start) / c.length) * 1000, y: 0, height: 100 }));
   svg.append(draw("path", { d: line.path, class: line.alone ? "dots" : "" }));
   const here = draw("line", { class: "here", y1: 0, y2: 100 });
   svg.append(here);
-  element.append(make("p", "", `${quantityName(name)} over position, from ${number(line.low)} to ${number(line.high)}`), svg);
+  element.append(make("p", "", what), svg);
+  if (p.lists.length) {
+    const [{ i, by }] = p.lists[0].changes, x = ((position(c, i) + 0.5) / c.length) * 100;
+    const mark = make("div", `largest ${by < 0 ? "fall" : "rise"}${x > 70 ? " left" : ""}`, `${packedNumber("", by, true)} at ${(position(c, i) + 1).toLocaleString("en")}`);
+    mark.style.setProperty("--x", `${x}%`);
+    element.append(mark);
+  }
   svg.addEventListener("click", (event) => {
     const box = svg.getBoundingClientRect();
     p.show(index(c, Math.floor(((event.clientX - box.left) / box.width) * c.length)), true);
@@ -173,7 +221,7 @@ function segmentList(p) {
   box.open = p.c.segments.length <= 12;
   const list = make("ol", "segments");
   p.c.segments.forEach((s, k) => {
-    const item = make("li", "", `tokens ${s.start + 1} to ${s.end} · value ${number(s.value)} · advantage ${number(s.advantage, true)} `);
+    const item = make("li", "", `tokens ${s.start + 1} to ${s.end} · value ${s.read ? number(s.value) : "not read"} · advantage ${number(s.advantage, true)} `);
     const go = make("button", "", "show");
     go.type = "button";
     go.addEventListener("click", () => p.show(index(p.c, s.start), true));

@@ -207,6 +207,18 @@ class CriticEngine:
         self.steps = extra["steps"]
         return extra["counters"]
 
+    def go_back(self, folder: str | Path) -> None:
+        """
+        Take the network and its optimizer as [`save`] and [`save_state`] left them in one folder. Updates are counted
+        on, and the schedule goes on.
+        """
+        steps, schedule = self.steps, self.schedule.state_dict()
+        self.load_state(folder, folder)
+        self.steps = steps
+        self.schedule.load_state_dict(schedule)
+        for group, rate in zip(self.backend.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         trained = [p for p in network.parameters() if p.requires_grad]
         matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from ...credit.running_mean import RunningMean
-from ...sampling import chunks_within, sample_continuations
+from ...sampling import chunks_within, sample_continuations, up_to_end
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic import PROMPTS, Critic, Runner, on_device
 from ..engine.engine import seeded
@@ -17,8 +18,12 @@ from ..facts import CriticFacts
 from ..prompt import load_critic_tokenizer
 from ..token import refuse_images
 from .network import make_generative_critic
-from .question import TEMPLATE, Question, check_template, parse_score, refuse_other_segmenter
+from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
 from .reading import Reading, value_of_each_state
+
+
+# What a critic is told of a policy of which no reward is known yet.
+UNKNOWN_SUCCESS_RATE = 0.5
 
 
 class GenerativeCritic(Critic):
@@ -38,7 +43,8 @@ class GenerativeCritic(Critic):
         actor_description (`str`, *optional*, defaults to `"A language model"`):
             Who writes the solutions, for the template.
         success_rate (`float`, *optional*):
-            What it is told of the policy. Default: the mean reward of a report's completions.
+            What it is told of the policy. Default: the mean reward of a report's completions; a half where there is no
+            reward.
         max_completion_length (`int`, *optional*, defaults to `1024`):
             Longest answer, in tokens.
         name (`str`, *optional*, defaults to `"generative critic"`):
@@ -122,7 +128,8 @@ class GenerativeCritic(Critic):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; a value holds up to the next state asked about."""
-        readings = self.readings(rollout, self.success_rate or 0.0)
+        rate = UNKNOWN_SUCCESS_RATE if self.success_rate is None else self.success_rate
+        readings = self.readings(rollout, rate)
         with seeded(self.seed + self.runner.process_index):
             self.ask([reading for reading in readings if reading is not None])
         ids = rollout["completion_ids"]
@@ -130,21 +137,17 @@ class GenerativeCritic(Critic):
 
     def values(self, rollouts) -> list[np.ndarray]:
         """
-        As those of every critic; a state without a value gets that of the one before it, or else the mean of all others
-        of the completions, as in the trainer.
+        As those of every critic, NaN where the answer could not be read. Without a success rate it is told the mean
+        reward of the completions.
         """
         told = self.success_rate
         rewards = [rollout.reward for rollout in rollouts if rollout.reward == rollout.reward]
         rate = float(np.mean(rewards)) if told is None else told
         self.success_rate = rate
         try:
-            found = super().values(rollouts)
+            return super().values(rollouts)
         finally:
             self.success_rate = told
-        given = [row[rollout.cuts] for row, rollout in zip(found, rollouts, strict=True)]
-        known = np.concatenate(given)
-        known = known[~np.isnan(known)]
-        return [np.where(np.isnan(row), known.mean() if len(known) else rate, row) for row in found]
 
     def readings(self, rollout: dict, success_rate: float, counted: torch.Tensor | None = None) -> list[Reading | None]:
         """
@@ -201,7 +204,7 @@ class GenerativeCritic(Critic):
                         f"from the dataset. It ends: {self.text_of([prompt])[0][-200:]!r}"
                     )
         for (reading, state), answer in zip(places, self.write(prompts), strict=True):
-            reading.answers[state] = answer
+            reading.answers[state] = up_to_end(answer, self.ends)
         for reading in readings:
             reading.scores = [parse_score(text) for text in self.text_of(reading.answers)]
         self.tokens = sum(map(len, prompts)) + sum(len(answer) for r in readings for answer in r.answers)
@@ -210,11 +213,15 @@ class GenerativeCritic(Critic):
 
     # --- Writing
 
-    @property
+    @cached_property
     def ends(self) -> set[int]:
-        """Tokens that end an answer."""
+        """
+        Tokens that end an answer: the ends of sequence of the tokenizer and of the checkpoint's generation config, and
+        what ends a turn in the chat template, which is what a critic has learned to end with.
+        """
         ends = self.network.generation_config.eos_token_id
-        return {*(ends if isinstance(ends, list) else [ends]), self.tokenizer.eos_token_id} - {None}
+        ends = ends if isinstance(ends, list) else [ends]
+        return {*ends, self.tokenizer.eos_token_id, end_of_turn(self.tokenizer)} - {None}
 
     def generate(self, prompts: list[list[int]]) -> list[list[int]]:
         """Answers by transformers, on one process."""

@@ -175,6 +175,28 @@ def render(template: str, **slots: str) -> str:
     return re.sub(r"\{(" + "|".join(slots) + r")\}", lambda slot: slots[slot[1]], template)
 
 
+def end_of_turn(tokenizer) -> int | None:
+    """
+    The token by which a chat template ends what the assistant says: the first special one after it. A model that has
+    learned its answers in the template stops there, which need not be its tokenizer's end of sequence.
+
+    Args:
+        tokenizer:
+            The critic's.
+
+    Returns:
+        `int` or `None`: Its id; `None` without a template, or if the template has no such token.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    answer = uuid.uuid4().hex
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(answer)
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found else []
+    return next((token for token in ids if token in special), None)
+
+
 def problem_text(prompt: str | list[dict]) -> str:
     """
     The prompt of a completion as the text of a problem.
@@ -278,5 +300,31 @@ def critic_query(
     for segment in segments:
         cuts.append(len(shared))
         if len(cuts) < len(segments):
-            shared += tokenizer(segment, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return CriticQuery(shared, cuts, list(tokenizer(tail, add_special_tokens=False)["input_ids"]))
+            shared += tokens_behind_others(tokenizer, segment, split_special_tokens=True)
+    return CriticQuery(shared, cuts, tokens_behind_others(tokenizer, tail))
+
+
+def tokens_behind_others(tokenizer, text: str, **kwargs) -> list[int]:
+    """
+    The tokens of a text that has others before it. Some tokenizers put a space before whatever they are given, which
+    would be between the pieces of a question and is not in the question of the oracle.
+
+    Args:
+        tokenizer:
+            The critic's.
+        text (`str`):
+            The text.
+        kwargs:
+            Of the tokenizer.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"])
+
+    if tokenizer.decode(2 * tokens("x")) != "xx":
+        for before in ("x", "\n", "."):  # one that does not become a token together with the text's beginning
+            ids = tokens(before)
+            both = tokens(before + text)
+            if both[: len(ids)] == ids:
+                return both[len(ids) :]
+    return tokens(text)

@@ -29,6 +29,8 @@ class Reading:
             The value in each answer, `None` where there is none.
         weights (`list[float]`):
             What the log-probability of each answer is multiplied with in the critic's loss.
+        updates (`int`, *optional*, defaults to `0`):
+            Updates that the critic had had when it answered.
     """
 
     query: CriticQuery
@@ -38,6 +40,7 @@ class Reading:
     answers: list[list[int]] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
+    updates: int = 0
 
     @property
     def starts(self) -> list[int]:
@@ -66,6 +69,22 @@ def value_of_each_state(readings: Sequence[Reading | None], length: int) -> torc
         for score, (start, end) in zip(reading.scores, pairwise(bounds), strict=True):
             values[row, start:end] = torch.nan if score is None else score
     return values
+
+
+def with_stand_ins(values: torch.Tensor, otherwise: float) -> torch.Tensor:
+    """
+    Values with a number in each state: where the critic gave none, that of the state before it, so that nothing seems
+    to change from that one to this; if no state before it has one, `otherwise`.
+
+    Args:
+        values (`torch.Tensor`):
+            Of the states of B completions, shape `(B, K)`, NaN where there is none.
+        otherwise (`float`):
+            E.g. the running mean of values.
+    """
+    places = torch.arange(values.shape[1], device=values.device)
+    last = torch.where(values.isnan(), -1, places).cummax(1).values
+    return torch.where(last < 0, otherwise, values.gather(1, last.clamp(min=0)))
 
 
 def as_tensors(readings: Sequence[Reading | None], device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -133,20 +152,17 @@ def answer_means(readings: Sequence[Reading], ends: Sequence[int]) -> dict[str, 
 
 def table_rows(
     readings: Sequence[Reading | None],
-    values: torch.Tensor,
     advantages: torch.Tensor,
     segments: torch.Tensor,
     decode: Callable[[list[list[int]]], list[str]],
 ) -> list[list[dict]]:
     """
-    The segments of each completion with what the critic said before them: `start` and `end` (tokens), `text`,
-    `value`, `advantage`, `reasoning`.
+    The segments of each completion with what the critic said before them: `start` and `end` (tokens), `text`, `read`,
+    whether its answer gave a value, `value`, `None` if not, `advantage`, `reasoning`.
 
     Args:
         readings (`Sequence[Reading]`):
             `None` for a completion that the critic was not asked about.
-        values (`torch.Tensor`):
-            Of the states, shape `(B, K)`.
         advantages, segments (`torch.Tensor`):
             Of the tokens: advantage and segment, shape `(B, T)`.
         decode (`Callable`):
@@ -164,9 +180,20 @@ def table_rows(
                     "start": reading.starts[k],
                     "end": reading.ends[k],
                     "text": text,
-                    "value": values[row, k].item(),
+                    "read": reading.scores[k] is not None,
+                    "value": reading.scores[k],
                     "advantage": advantage.get(k, 0.0),
                     "reasoning": reasoning,
                 }
             )
     return rows
+
+
+def as_text(rows: Sequence[dict]) -> str:
+    """The segments of a completion, of [`table_rows`], for people: the completions table shows no lists of `dict`."""
+    return "\n\n".join(
+        f"{row['start']}–{row['end']}: "
+        + (f"value {row['value']:.2f}" if row["read"] else "not read")
+        + f", advantage {row['advantage']:+.2f}\n{row['text']}\n⟨{row['reasoning'].strip()}⟩"
+        for row in rows
+    )

@@ -250,11 +250,15 @@ class CriticTrainer(CreditTrainer):
             if self.args.save_strategy == "steps" and next_save <= progress["pretraining_steps"] < steps:
                 next_save += self.args.save_steps
                 self.save_checkpoint()
+        self.finish_pretraining()
         progress["pretraining_done"] = 1
         # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on
         # are the same.
         if steps and self.args.save_strategy != "no":
             self.save_checkpoint()
+
+    def finish_pretraining(self) -> None:
+        """Called after the last update of the pretraining, before the critic is saved."""
 
     def _pretraining_is_enough(self, losses: list[float]) -> bool:
         loss, variance = (

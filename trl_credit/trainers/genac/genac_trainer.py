@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from torch import nn
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -14,11 +15,19 @@ from ...critics.card import loading_code
 from ...critics.engine.engine import seeded
 from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
-from ...critics.generative.critic import GenerativeCritic, context_of
+from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import answer_log_probs, plan_rows
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
-from ...critics.generative.reading import Reading, answer_means, as_tensors, correlation, table_rows
+from ...critics.generative.reading import (
+    Reading,
+    answer_means,
+    as_tensors,
+    as_text,
+    correlation,
+    table_rows,
+    with_stand_ins,
+)
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...segmenting import DelimiterSegmenter, Segmenter
@@ -28,6 +37,9 @@ from .genac_config import GenACConfig
 
 
 STATE_FILE = "genac_state.json"
+# In the output directory, while the critic is pretrained; no part of what is pushed to the Hub.
+BEST_CRITIC_FOLDER = "_best_critic"
+logger = get_logger(__name__)
 
 
 class GenACTrainer(CriticTrainer):
@@ -102,10 +114,14 @@ class GenACTrainer(CriticTrainer):
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
         hint = (facts and facts.hint) or {}
         self.success_rate, self.mean_value = (RunningMean(*hint.get(n, ())) for n in ("success_rate", "mean_value"))
+        self._evaluated_rate = RunningMean()  # of the evaluation under way
         self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
         self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
         self._validation = {"lowest": float("inf"), "since": 0, "next": 0}
+        # The policy's completions of that data, with their rewards and prompts, made once.
+        self._validation_rollouts: list[tuple] = []
+        self._is_validating = False
 
     # --- The critic
 
@@ -175,6 +191,8 @@ class GenACTrainer(CriticTrainer):
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the critic's answers of an optimizer step. Each answer is trained on once."""
         readings = [reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading]
+        ages = [self.engine.steps - reading.updates for reading in readings for answer in reading.answers if answer]
+        self.log_means("train", {f"{prefix}/answer_age": (sum(ages), len(ages))})
         mask_bytes = None if attention_of(self.critic) == "flex_attention" else self.args.critic_mask_memory * 2**30
         batches = plan_rows(
             [reading.query for reading in readings],
@@ -196,7 +214,7 @@ class GenACTrainer(CriticTrainer):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`CriticTrainer.state_values`]; what the critic writes is sampled as in an evaluation."""
-        self.critic_reader.success_rate = self.success_rate.value
+        self.critic_reader.success_rate = self._hint("eval")
         return super().state_values(rollout)
 
     def ask(self, readings: list[Reading], mode: str) -> None:
@@ -209,6 +227,8 @@ class GenACTrainer(CriticTrainer):
                 critic.ask(readings)
         else:
             critic.ask(readings)
+        for reading in readings:
+            reading.updates = self.engine.steps
         tokens = critic.tokens
         if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
             tokens = sum(
@@ -242,6 +262,7 @@ class GenACTrainer(CriticTrainer):
                 max_model_length=self.args.critic_vllm_max_model_length,
                 temperature=self.args.critic_temperature,
                 max_completion_length=self.args.critic_max_completion_length,
+                generation_kwargs={"stop_token_ids": sorted(self.critic_reader.ends)},
             )
         if self._vllm_updates != engine.steps:
             self._vllm.sync_weights()
@@ -253,33 +274,12 @@ class GenACTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        self._refuse_other_rewards(rewards)
-        mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
-        counted = mask.any(1)
-        if mode == "train":
-            self.success_rate = self.success_rate.updated(self.accelerator.gather(rewards), self._momentum)
-        hint = self.success_rate.value
-
-        readings = self.critic_reader.readings(self.with_prompts(rollout), hint, counted)
-        self.ask([reading for reading in readings if reading is not None], mode)
-        values, states, heard = as_tensors(readings, rewards.device)
-        parsed = values.isfinite()
-
-        total, count = self.total(torch.stack([torch.where(parsed, values, 0).sum(), parsed.sum()])).tolist()
-        if mode == "train" and count:
-            self.mean_value = self.mean_value.updated(torch.tensor([total / count]), self._momentum)
-        stand_in = self.mean_value.value if self.mean_value.weight else hint
-        values = torch.where(parsed, values, stand_in)
-        outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
-        earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
-        self._weigh(readings, earned, heard)
-
-        segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
-        advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
-        self._report(mode, readings, values, outcomes, earned, states, heard, parsed)
+        if self._is_validating:
+            self._validation_rollouts.append((rollout, rewards, self.rollout_rows))
+        readings, values, advantages, segments = self._judge(rollout, rewards, mode)
         if self.args.log_completions or self.logs_credit:
-            rows = table_rows(readings, values, advantages, segments, self.critic_reader.text_of)
-            self.add_column("segments", rows)
+            rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
+            self.add_column("segments", [as_text(segments) for segments in rows])
             self.add_credit("segments", rows)
             self.add_credit("value", values.gather(1, segments.clamp(min=0)))
         return {
@@ -287,6 +287,49 @@ class GenACTrainer(CriticTrainer):
             "advantages": advantages,
             "readings": readings,
         }
+
+    def _judge(self, rollout: dict, rewards: torch.Tensor, mode: str) -> tuple:
+        """What the critic says, its values `(B, K)` as they were read, and advantage and segment of tokens `(B, T)`."""
+        self._refuse_other_rewards(rewards)
+        mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
+        counted = mask.any(1)
+        hint = self._hint(mode)
+        readings = self.critic_reader.readings(self.with_prompts(rollout), hint, counted)
+        self.ask([reading for reading in readings if reading is not None], mode)
+        # Only now: a hint with a completion's own reward in it would give away what the critic is asked.
+        everywhere = self.accelerator.gather(rewards)
+        if mode == "train":
+            self.success_rate = self.success_rate.updated(everywhere, self._momentum)
+        else:
+            self._evaluated_rate = self._evaluated_rate.updated(everywhere, self._momentum)
+        values, states, heard = as_tensors(readings, rewards.device)
+        parsed = values.isfinite()
+
+        total, count = self.total(torch.stack([torch.where(parsed, values, 0).sum(), parsed.sum()])).tolist()
+        if mode == "train" and count:
+            self.mean_value = self.mean_value.updated(torch.tensor([total / count]), self._momentum)
+        what_was_read = values
+        values = with_stand_ins(values, self.mean_value.value if self.mean_value.weight else hint)
+        outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
+        earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
+        self._weigh(readings, earned, heard)
+
+        segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
+        advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
+        self._report(mode, hint, readings, values, outcomes, earned, states, heard, parsed)
+        return readings, what_was_read, advantages, segments
+
+    def _hint(self, mode: str) -> float:
+        """The mean reward of earlier rollouts; in an evaluation before there are any, of its own earlier batches."""
+        known = self.success_rate
+        if not known.weight and mode == "eval":
+            known = self._evaluated_rate
+        return known.value if known.weight else UNKNOWN_SUCCESS_RATE
+
+    def evaluate(self, *args, **kwargs):
+        """As TRL's. Before a rollout is trained on, the critic is told of the evaluation's own earlier batches."""
+        self._evaluated_rate = RunningMean()
+        return super().evaluate(*args, **kwargs)
 
     def _refuse_other_rewards(self, rewards: torch.Tensor) -> None:
         everywhere = self.accelerator.gather(rewards)  # so that all processes stop
@@ -319,22 +362,57 @@ class GenACTrainer(CriticTrainer):
         error = self.validation_error()
         if error < validation["lowest"]:
             validation.update(lowest=error, since=0)
+            self.engine.save(self._best_critic)
+            self.engine.save_state(self._best_critic)
         else:
             validation["since"] += 1
         return validation["since"] >= patience
 
+    @property
+    def _best_critic(self) -> Path:
+        return Path(str(self.args.output_dir)) / BEST_CRITIC_FOLDER
+
+    def finish_pretraining(self) -> None:
+        """Go back to the critic with the lowest error, if the last one is not it."""
+        if not self._validation["since"]:
+            return
+        if self._best_critic.is_dir():
+            self.engine.go_back(self._best_critic)
+        else:
+            logger.warning(
+                "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
+                self._validation["lowest"],
+                self._best_critic,
+            )
+
     def validation_error(self) -> float:
         """
-        Mean squared error of the critic's values on completions of the evaluation data: the same ones each time, as
-        long as the policy does not move and generates with transformers.
+        Mean squared error of the critic's values on completions of the evaluation data. The policy makes them once: it
+        does not move meanwhile.
         """
         if self.eval_dataset is None:
             raise ValueError("`critic_pretraining_patience` needs an `eval_dataset` to tell when the error settles.")
         before = len(self.state.log_history)
         with seeded(self.args.seed + self.accelerator.process_index):
-            self.evaluate()
+            if self._validation_rollouts:
+                self._judge_again()
+            else:
+                self._is_validating = True
+                try:
+                    self.evaluate()
+                finally:
+                    self._is_validating = False
         errors = [entry["eval_critic/mse"] for entry in self.state.log_history[before:] if "eval_critic/mse" in entry]
         return sum(errors) / len(errors) if errors else float("nan")
+
+    def _judge_again(self) -> None:
+        """The evaluation without the policy's part."""
+        self.model.eval()
+        self._evaluated_rate = RunningMean()
+        for rollout, rewards, rows in self._validation_rollouts:
+            self.rollout_rows = rows
+            self._judge(rollout, rewards, "eval")
+        self.log({})
 
     # --- Saving
 
@@ -370,10 +448,10 @@ class GenACTrainer(CriticTrainer):
         """The largest of the processes' numbers."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
-    def _report(self, mode, readings, values, outcomes, earned, states, heard, parsed) -> None:
+    def _report(self, mode, hint, readings, values, outcomes, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval
         fit = fit_report(self, values, outcomes, states, generations or 1)
-        numbers = {"hint": self.success_rate.value, "correlation": correlation(values, outcomes, states, self.total)}
+        numbers = {"hint": hint, "correlation": correlation(values, outcomes, states, self.total)}
         for name, value in {**fit, **numbers}.items():
             self.log_value(mode, f"critic/{name}", value)
         error = (values - outcomes).square()

@@ -6,7 +6,7 @@ from ...credit.value_loss import clip_share, squared_error
 from ...critics.token import TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
-from ..value_report import extremes, fit_report, value_means
+from ..value_report import extremes, fit_report, value_means, values_in_short
 from .vapo_config import VAPOConfig
 
 
@@ -113,9 +113,8 @@ class VAPOTrainer(CriticTrainer):
             advantages = whiten(advantages, mask, self.total)
 
         self.add_credit("value", values)
-        self.add_column(
-            "values", [v[m].tolist() for v, m in zip(values.cpu(), self.trained_tokens(rollout).cpu(), strict=True)]
-        )
+        if self.args.log_completions:
+            self.add_column("values", values_in_short(values, self.trained_tokens(rollout)))
         return {
             **rollout,
             "values": values,
