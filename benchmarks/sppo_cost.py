@@ -110,14 +110,20 @@ def run_one(arm: str, args) -> None:
             "processing_class": tokenizer,
             "callbacks": [clock],
         }
+
+        class TimedSPPO(SPPOTrainer):
+            def make_critic_reader(self, runner):
+                reader = super().make_critic_reader(runner)
+                reader.prompt_values = clock.of_critic(reader.prompt_values)
+                return reader
+
         if critic_size is None:
             trainer = GRPOTrainer(args=GRPOConfig(**settings), **shared)
         else:
             width, depth = critic_size
             critic = make_model(tokenizer, int(args.hidden * width), int(args.layers * depth), args.vocab, dtype)
-            trainer = SPPOTrainer(args=SPPOConfig(**settings), critic=critic, **shared)
+            trainer = TimedSPPO(args=SPPOConfig(**settings), critic=critic, **shared)
             parameters["critic"] = sum(p.numel() for p in trainer.critic.parameters())
-            trainer.values = clock.of_critic(trainer.values)
             trainer.update_critic = clock.of_critic(trainer.update_critic)
             del critic
         del model, shared["model"]

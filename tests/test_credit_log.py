@@ -1,8 +1,6 @@
 """The tables that `log_credit=True` writes hold what each token was given, and change nothing else of a run."""
 
 import json
-from dataclasses import fields
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +13,7 @@ from vapo_runs import SETTINGS, make_trainer
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, adjoint_trace
 from trl_credit.credit_log import read_completions
 from trl_credit.credit_log.log import token_texts
-from trl_credit.seam import CreditConfig
+from trl_credit.credit_log.reader import CREDIT_FOLDER
 
 
 LOGGED = {"log_credit": True, "log_credit_steps": 1}
@@ -23,7 +21,7 @@ TOKENIZER = tiny_tokenizer()
 
 
 def tables(folder) -> dict[str, list[dict]]:
-    return {path.name: pq.read_table(path).to_pylist() for path in sorted((folder / "credit").glob("*"))}
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted((folder / CREDIT_FOLDER).glob("*"))}
 
 
 def letters(completions, **kwargs):
@@ -216,43 +214,32 @@ def test_a_run_with_a_log_is_the_run_without_to_the_bit(model_dir, tmp_path):
         ]
         histories.append((json.dumps(kept), [p.tolist() for p in trainer.model.parameters()]))
     assert histories[0] == histories[1]
-    assert len(tables(tmp_path / "with")) == 3 and not (tmp_path / "without" / "credit").exists()
+    assert len(tables(tmp_path / "with")) == 3 and not (tmp_path / "without" / CREDIT_FOLDER).exists()
 
 
 def test_a_resumed_run_leaves_earlier_tables_as_they_are_and_writes_each_later_one_once(model_dir, tmp_path):
     saved = {"save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch", **LOGGED}
     grpo_lambda(model_dir, tmp_path, max_steps=4, **saved)
     before = tables(tmp_path)
-    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "credit").iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in (tmp_path / CREDIT_FOLDER).iterdir()}
     grpo_lambda(model_dir, tmp_path, resume=str(tmp_path / "checkpoint-2"), max_steps=4, **saved)
     assert json.dumps(tables(tmp_path)) == json.dumps(before)
-    written = {path.name for path in (tmp_path / "credit").iterdir() if path.stat().st_mtime_ns != times[path.name]}
+    written = {path.name for path in (tmp_path / "_credit").iterdir() if path.stat().st_mtime_ns != times[path.name]}
     assert written == {"step_0000002.parquet", "step_0000003.parquet"}
-    assert [path.name for path in tmp_path.glob("credit*")] == ["credit"]
+    assert [path.name for path in tmp_path.glob("_credit*")] == ["_credit"]
 
 
 def test_a_run_from_the_start_puts_the_tables_of_an_earlier_one_aside(model_dir, tmp_path):
     for steps in (2, 1, 1):
         grpo_lambda(model_dir, tmp_path, max_steps=steps, **LOGGED)
-    assert {path.name: len(list(path.iterdir())) for path in tmp_path.glob("credit*")} == {
-        "credit": 1,
-        "credit-1": 2,
-        "credit-2": 1,
+    assert {path.name: len(list(path.iterdir())) for path in tmp_path.glob("_credit*")} == {
+        "_credit": 1,
+        "_credit-1": 2,
+        "_credit-2": 1,
     }
 
 
 # --- Options
-
-
-def test_the_table_of_options_says_what_the_config_says():
-    page = (Path(__file__).parents[1] / "docs/inspect.md").read_text(encoding="utf-8")
-    own = [field for field in fields(CreditConfig) if field.name.startswith("log_credit")]
-    assert len(own) == 3
-    for field in own:
-        assert f"| `{field.name}` | `{field.default}` | {field.metadata['help']} |" in page
-        assert f"{field.name} (`{field.type.__name__}`, *optional*, defaults to `{field.default}`)" in str(
-            CreditConfig.__doc__
-        )
 
 
 @pytest.mark.parametrize("config", [GRPOLambdaConfig, VAPOConfig])

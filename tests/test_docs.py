@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,19 @@ from tiny import tiny_model_dir
 
 import trl_credit
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
-from trl_credit.cli import main
+from trl_credit.methods import METHODS
+from trl_credit.options import plain
 from trl_credit.scripts.train import make_parser
-from trl_credit.seam import CreditConfig
 from trl_credit.toy.quickstart import make_parser as quickstart_parser
 
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs/plugins"))
+from options import on_page_markdown  # noqa: E402
+
+
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TRAINER_PAGE = (ROOT / "docs/trainers/grpo_lambda.md").read_text(encoding="utf-8")
-OWN_FIELDS = [f for f in fields(GRPOLambdaConfig) if f.name not in {f.name for f in fields(CreditConfig)}]
 
 
 def section(page: str, heading: str) -> str:
@@ -48,26 +51,40 @@ def blocks(page: str, opening: str) -> list[str]:
 # --- Options
 
 
-def test_table_of_options_says_what_the_config_says():
-    expected = [[field.name, str(field.default), field.metadata["help"]] for field in OWN_FIELDS]
-    assert rows(section(TRAINER_PAGE, "## Configuration"))[1:] == expected
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.command)
+def test_the_page_of_a_method_has_the_table_of_its_options(method):
+    page = (ROOT / f"docs/trainers/{method.folder}.md").read_text(encoding="utf-8")
+    config = method.load()[0]
+    table = rows(on_page_markdown(section(page, "## Configuration")))
+    for option in fields(config):
+        if option.name in config.__annotations__:
+            default = str(option.default_factory() if option.default is MISSING else option.default)
+            (row,) = [row for row in table if row[0] == option.name]
+            assert (row[1] or "None").replace("e-6", "e-06") == default, option.name
+            assert plain(row[2]).split("[")[0] in option.metadata["help"], option.name
 
 
-def test_docstring_of_the_config_has_the_same_options_and_defaults():
-    documented = re.findall(r"^        (\w+) \(.*defaults to `(.*)`\):$", GRPOLambdaConfig.__doc__, flags=re.MULTILINE)
-    assert documented == [
-        (f.name, f'"{f.default}"' if f.type == "str" or f.type is str else str(f.default)) for f in OWN_FIELDS
-    ]
+def test_the_paper_index_has_every_method():
+    table = rows((ROOT / "docs/paper_index.md").read_text(encoding="utf-8"))
+    for method in METHODS.values():
+        trainer = method.load()[1]
+        (row,) = [row for row in table if row[0] == trainer._paper["title"]]
+        assert row[1] == "[{id}](https://arxiv.org/abs/{id})".format(**trainer._paper)
+        assert row[2].startswith(f"[`{trainer.__name__}`](trainers/{method.folder}.md)")
 
 
-def test_help_of_the_command_has_the_same_options_and_defaults(capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(["grpo-lambda", "--help"])
-    assert exit.value.code == 0
-    shown = "".join(capsys.readouterr().out.split())
-    for field in OWN_FIELDS:
-        described = "".join(f"{field.metadata['help']} (default: {field.default})".split())
-        assert f"--{field.name}" in shown and described in shown, field.name
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.command)
+def test_a_methods_card_cites_its_paper(method):
+    paper = method.load()[1]._paper
+    assert f"arXiv:{paper['id']}" in paper["citation"]
+    assert paper["title"].replace("λ", "$\\lambda$") in paper["citation"]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.command)
+def test_every_method_has_a_page_in_the_menu_and_a_recipe_is_named_on_it(method):
+    assert f"trainers/{method.folder}.md" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    page = (ROOT / f"docs/trainers/{method.folder}.md").read_text(encoding="utf-8")
+    assert all(recipe in page for recipe in method.recipes)
 
 
 def test_defaults_beside_the_settings_of_the_paper_are_the_defaults(tmp_path):

@@ -1,31 +1,17 @@
 """GenAC's page says what its config and its log say."""
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
-import pytest
 from datasets import Dataset
 from genac_runs import fit_critic, make_trainer
 from test_docs import blocks, rows, section
 from tiny import tiny_model_dir
 
 from trl_credit import GenACConfig
-from trl_credit.cli import main
 
 
 PAGE = (Path(__file__).parents[1] / "docs/trainers/genac.md").read_text(encoding="utf-8")
-OWN_FIELDS = [field for field in fields(GenACConfig) if field.name in vars(GenACConfig)["__annotations__"]]
-
-
-def test_table_and_docstring_of_the_options_say_what_the_config_says():
-    expected = [[field.name, str(field.default), field.metadata["help"].replace("`", "")] for field in OWN_FIELDS]
-    found = [[cell.replace("`", "") for cell in row] for row in rows(section(PAGE, "## Configuration"))[1:]]
-    assert found == expected
-    documented = re.findall(r"^        (\w+) \(.*\*optional\*(?:, defaults to `(.*)`)?\):$", GenACConfig.__doc__, re.M)
-    assert {name: default.strip('"') or "None" for name, default in documented} == {
-        field.name: str(field.default).replace("1e-06", "1e-6") for field in OWN_FIELDS
-    }
 
 
 def test_the_recipe_is_a_config_with_the_papers_settings(tmp_path):
@@ -79,13 +65,3 @@ def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(tmp_
 def test_code_of_the_page_is_python():
     (code,) = blocks(PAGE, "python")
     compile(code, "genac.md", "exec")
-
-
-def test_the_command_has_the_options_with_their_defaults(capsys):
-    with pytest.raises(SystemExit) as exit:
-        main(["genac", "--help"])
-    assert exit.value.code == 0
-    shown = "".join(capsys.readouterr().out.split())
-    for field in OWN_FIELDS:
-        assert f"--{field.name}" in shown, field.name
-        assert "".join(f"{field.metadata['help']} (default: {field.default})".split()) in shown, field.name

@@ -74,7 +74,7 @@ def test_an_answer_that_was_not_read_is_flagged_in_the_table_and_has_no_value_in
         model_dir, tmp_path, critic=critic, segment_lambda=0.0, log_credit=True, log_credit_steps=1, max_steps=1
     )
     trainer.train()
-    (file,) = (tmp_path / "credit").glob("*.parquet")
+    (file,) = (tmp_path / "_credit").glob("*.parquet")
     read = unread = 0
     for row in pq.read_table(file).to_pylist():
         for k, segment in enumerate(row["segments"]):

@@ -232,6 +232,13 @@ def test_huge_traced_ratio_of_a_bad_completion_stays_finite(model_dir, tmp_path)
     assert all(p.grad.isfinite().all() for p in trainer.model.parameters())
 
 
+def test_cispo_bears_a_traced_ratio_that_underflows(model_dir, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path, trace_lambda=1.0, loss_type="cispo", epsilon_high=5.0)
+    rollout = make_rollout(trainer, off_policy=True)
+    rollout["old_per_token_logps"][:, 4:] += 40  # exp(-8 · 40) is 0 in float32, as after thousands of tokens at -0.03
+    assert_loss_and_gradient_match(trainer, rollout)
+
+
 def test_clip_shares_of_traced_and_true_ratio_are_apart(model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path, trace_lambda=0.9)
     rollout = make_rollout(trainer, off_policy=True)

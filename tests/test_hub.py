@@ -72,6 +72,7 @@ def published(hub, inputs, tmp_path_factory):
     """A finished run of the example: its output folder and what is on the Hub."""
     out = tmp_path_factory.mktemp("run") / "out"
     settings = ["--trace_lambda", "0.9", "--trace_style", "both", "--min_advantage", "-0.5"]
+    settings += ["--log_credit", "--log_credit_steps", "1"]
     run = train(hub, inputs, out, "user/full", *settings)
     assert run.returncode == 0, run.stderr
     return out, hub.files("models/user/full")
@@ -136,6 +137,22 @@ def test_card_says_what_was_trained_and_how(published, inputs):
     assert settings.items() >= (chosen | defaults).items()
     assert not [path for path in inputs[1::2] if path in text]
     assert "fine-tuned version of a local model" in text
+
+
+def test_the_prompts_of_the_credit_log_stay_here(published):
+    out, files = published
+    assert len(list((out / "_credit").glob("*.parquet"))) == 2
+    assert not [path for path in files if "credit" in path or path.endswith(".parquet")]
+
+
+def test_card_says_what_came_of_it_and_nothing_that_nobody_has_set(published):
+    out, files = published
+    text = files["README.md"].decode()
+    history = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    reward = [entry["reward"] for entry in history if "reward" in entry][-1]
+    assert f"Optimizer steps: 2. Mean reward, as logged last: {reward:.3g}." in text
+    assert "https://pypi.org/project/trl-credit/" in text
+    assert "| `None` |" not in text and "Its critic" not in text
 
 
 def test_all_checkpoints_go_to_a_private_repository(hub, client, inputs, tmp_path):

@@ -1,3 +1,5 @@
+import ast
+import inspect
 import json
 import subprocess
 import sys
@@ -47,3 +49,14 @@ def test_every_public_name_has_a_docstring():
     for name in trl_credit.__all__:
         if name != "__version__":
             assert len(getattr(trl_credit, name).__doc__) > 100, name
+
+
+def test_static_tools_find_every_name_where_it_is():
+    """What is under `TYPE_CHECKING` is what is imported when a name is asked for."""
+    (block,) = [
+        node
+        for node in ast.parse(inspect.getsource(trl_credit)).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    stated = {alias.asname: f"trl_credit.{node.module}" for node in block.body for alias in node.names}
+    assert stated == trl_credit._LAZY

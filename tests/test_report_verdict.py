@@ -89,6 +89,10 @@ def test_values_worse_than_the_prompts_mean_can_still_know_steps(probes):
     assert "so noisy or so far off that the prompt's mean would be nearer" in report.verdict.sentences[0]
 
 
+def test_what_rounding_leaves_is_no_knowledge(probes):
+    assert judged(probes, lambda v, rollout: 0.5 + 1e-12 * v).verdict.knows == "nothing"
+
+
 def test_none_of_its_answers_was_read(probes, tmp_path):
     reports = [judged(probes, unread), evaluate_critic(ConstantCritic(), probes, draws=20)]
     report = reports[0]

@@ -60,7 +60,7 @@ def test_a_critic_that_is_given_twice_or_cannot_be_one_is_refused(model_dir, tmp
     with pytest.raises(ValueError, match="Qwen2ForTokenClassification has 2"):
         make_trainer(model_dir, tmp_path, critic=two_labels)
     with pytest.raises(ValueError, match="`critic_model_init_kwargs="):
-        make_trainer(model_dir, tmp_path, critic=tiny_model(), critic_model_init_kwargs={"dtype": "float32"})
+        make_trainer(model_dir, tmp_path, critic=tiny_model(), critic_model_init_kwargs={"revision": "main"})
     with pytest.raises(OSError, match="no-such-critic"):
         make_trainer(model_dir, tmp_path, critic=str(tmp_path / "no-such-critic"))
 

@@ -67,6 +67,18 @@ def test_its_card_says_what_it_is_and_how_it_was_trained(hub, published):
     assert "for 3\nupdates" in card.text
 
 
+def test_the_policys_card_cites_the_method_and_says_where_the_critic_is(hub, published):
+    name, _ = published
+    text = hub.files(f"models/user/{name}")["README.md"].decode()
+    cited = {"vapo": "@article{yue2025vapo,", "sppo": "@article{sppo2026,"}
+    assert cited[name] in text
+    assert f"[in the folder `critic`](https://huggingface.co/user/{name}/tree/main/critic)" in text
+    assert f"(https://huggingface.co/user/{name}-critic)" in text
+    critic = hub.files(f"models/user/{name}-critic")["README.md"].decode()
+    assert f"beside [the policy](https://huggingface.co/user/{name})." in critic
+    assert "| `None` |" not in text and "| `None` |" not in critic
+
+
 def test_others_load_it_from_the_hub(hub, published, tmp_path):
     name, _ = published
     code = f"""

@@ -241,7 +241,7 @@ def test_the_viewer_gets_a_value_for_each_token_and_the_segments(model_dir, tmp_
         model_dir, tmp_path, per_device_train_batch_size=8, log_credit=True, log_credit_steps=1, log_completions=True
     )
     trainer.train()
-    table = pq.read_table(next((tmp_path / "credit").glob("*.parquet"))).to_pylist()
+    table = pq.read_table(next((tmp_path / "_credit").glob("*.parquet"))).to_pylist()
     assert len(table) == 8
     for row in table:
         length = len(row["token_ids"])

@@ -20,26 +20,24 @@ _SHARED_SETTINGS = (
 )
 
 
-def add_credit_settings(card: Path, config, base_config_class: type) -> None:
+def add_credit_section(card: Path, trainer, base_config_class: type) -> None:
     """
-    Write the settings of a run into its model card, before the section on framework versions.
+    Write into a run's model card what came of it and its settings, before the section on framework versions.
 
     Args:
         card (`Path`):
             The `README.md` that TRL has written.
-        config:
-            The run's config.
+        trainer ([`~trl_credit.seam.CreditTrainer`]):
+            The run.
         base_config_class (`type`):
-            The config that it extends: fields it adds are listed first.
+            The config that the run's extends: fields it adds are listed first.
     """
     base = {field.name for field in fields(base_config_class)}
-    names = [field.name for field in fields(config) if field.name not in base] + list(_SHARED_SETTINGS)
-    values = {name: str(getattr(config, name)).replace("\n", "\\n") for name in names}
-    table = "\n".join(f"| `{name}` | `{value}` |" for name, value in values.items())
+    names = [field.name for field in fields(trainer.args) if field.name not in base] + list(_SHARED_SETTINGS)
     section = (
         "### Credit assignment\n\n"
-        f"Trained with trl_credit {version('trl-credit')}.\n\n"
-        f"| setting | value |\n| --- | --- |\n{table}\n\n"
+        f"Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version('trl-credit')}. {_result(trainer)}"
+        f"{_critic(trainer)}\n\n{settings_table(trainer.args, names)}\n\n"
     )
     heading = "### Framework versions"
     text = card.read_text(encoding="utf-8")
@@ -51,3 +49,31 @@ def add_credit_settings(card: Path, config, base_config_class: type) -> None:
         "fine-tuned version of [None](https://huggingface.co/None)", "fine-tuned version of a local model"
     )
     card.write_text(text, encoding="utf-8")
+
+
+def settings_table(config, names: list[str]) -> str:
+    """A table of settings. Those that are `None` because nobody has set them say nothing, and are left out."""
+    values = {name: getattr(config, name) for name in names}
+    defaults = {field.name: field.default for field in fields(config)}
+    rows = [
+        f"| `{name}` | `{value}` |".replace("\n", "\\n")
+        for name, value in values.items()
+        if not (value is None and defaults[name] is None)
+    ]
+    return "\n".join(["| setting | value |", "| --- | --- |", *rows])
+
+
+def _result(trainer) -> str:
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    steps = f"Optimizer steps: {trainer.state.global_step}."
+    return f"{steps} Mean reward, as logged last: {rewards[-1]:.3g}." if rewards else steps
+
+
+def _critic(trainer) -> str:
+    if "critic" not in trainer.folders_of_networks:
+        return ""
+    repo, folder = trainer.args.critic_hub_model_id, "in the folder `critic`"
+    if trainer.hub_model_id is not None:
+        folder = f"[in the folder `critic`](https://huggingface.co/{trainer.hub_model_id}/tree/main/critic)"
+    own = f", and [in a repository of its own](https://huggingface.co/{repo})" if repo else ""
+    return f" Its critic is {folder}{own}."

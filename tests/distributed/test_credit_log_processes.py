@@ -13,6 +13,8 @@ from tiny import tiny_model_dir
 from torch import distributed
 from vapo_runs import make_trainer
 
+from trl_credit.credit_log.reader import CREDIT_FOLDER
+
 
 def train(model_dir, folder, **settings):
     make_trainer(model_dir, folder, num_generations=4, max_steps=2, log_credit=True, log_credit_steps=1,
@@ -26,9 +28,9 @@ def test_two_processes_write_the_table_of_one(tmp_path):
     run([BIN / "torchrun", "--standalone", "--nproc-per-node", 2, __file__, model_dir, tmp_path / "two"])
     assert (tmp_path / "two" / "processes").read_text() == "2"
     names = [f"step_000000{step}.parquet" for step in (0, 1)]
-    assert sorted(path.name for path in (tmp_path / "two" / "credit").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "two" / CREDIT_FOLDER).iterdir()) == names
     for name in names:
-        one, two = (pq.read_table(tmp_path / folder / "credit" / name).to_pylist() for folder in ("one", "two"))
+        one, two = (pq.read_table(tmp_path / folder / CREDIT_FOLDER / name).to_pylist() for folder in ("one", "two"))
         assert [row["row"] for row in two] == [0, 1, 2, 3, 4, 5]  # 4 of the first process and 2 of the second
         for expected, found in zip(one, two, strict=True):
             assert found.keys() == expected.keys()

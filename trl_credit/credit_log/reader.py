@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-# The folder of a run's tables in its `output_dir`.
-CREDIT_FOLDER = "credit"
+# The folder of a run's tables in its `output_dir`. What begins with `_` is left out when the run is pushed to the Hub:
+# tables hold training prompts.
+CREDIT_FOLDER = "_credit"
+# Earlier versions' name for it.
+OLD_CREDIT_FOLDER = "credit"
 
 # What a column may be called elsewhere.
 TOKENS = ("tokens", "response_tokens", "completion_tokens")
@@ -167,7 +170,8 @@ def read_completions(
     if steps is not None and (unknown := [step for step in steps if step not in counts]):
         known = sorted(counts)
         raise BadTable(f"{path} has no step {unknown[0]}. It has {len(known)} steps, from {known[0]} to {known[-1]}.")
-    source = path.parent.name if path.name == CREDIT_FOLDER else path.stem if path.is_file() else path.name
+    in_run = path.name in (CREDIT_FOLDER, OLD_CREDIT_FOLDER)
+    source = path.parent.name if in_run else path.stem if path.is_file() else path.name
     if like:
         wanted = {completion.place for completion in like}
         found = [c for c in _read(files, source, right, lambda step, taken: True) if c.place in wanted]
@@ -194,7 +198,8 @@ def _tables(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise BadTable(f"There is no file or folder {path}.")
-    folder = path / CREDIT_FOLDER if (path / CREDIT_FOLDER).is_dir() else path
+    folders = (path / CREDIT_FOLDER, path / OLD_CREDIT_FOLDER, path)
+    folder = next(folder for folder in folders if folder.is_dir())
     files = [file for file in folder.iterdir() if file.suffix in (".parquet", ".jsonl")]
     if not files:
         raise BadTable(

@@ -11,6 +11,8 @@ from .statistics import Figure
 MARGIN = 0.02
 # Of answers: more than this share unread, and the critic is to be repaired before anything else.
 MAX_UNREAD = 0.1
+# Of a difference: less than this is what rounding leaves of a critic that does not vary.
+_DUST = 1e-6
 _KNOWLEDGE = ("difference_seen", "explained_variance")
 
 
@@ -82,9 +84,9 @@ def _knows(rows: Mapping[str, Figure]) -> str:
     within, overall = rows["error/difference_seen_within_prompt"], rows["error/difference_seen"]
     if math.isnan(within.low) and math.isnan(overall.low):
         return "untold"
-    if within.low > 0:
+    if within.low > _DUST:
         return "steps"
-    return "prompts" if overall.low > 0 else "nothing"
+    return "prompts" if overall.low > _DUST else "nothing"
 
 
 def _of_knowledge(knows: str, rows: Mapping[str, Figure]) -> str:

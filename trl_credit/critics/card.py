@@ -3,6 +3,9 @@
 from importlib.metadata import version
 from pathlib import Path
 
+from ..model_card import settings_table
+from .backbone import BackboneForTokenClassification
+
 
 def write_critic_card(folder: Path, trainer) -> None:
     """
@@ -20,8 +23,7 @@ def write_critic_card(folder: Path, trainer) -> None:
     names = [name for name in sorted(vars(args)) if name.startswith("critic_")]
     others = ("reward_range", "gamma", "truncation", "num_generations", "max_completion_length")
     names += [name for name in others if hasattr(args, name)]
-    values = {name: str(getattr(args, name)).replace("\n", "\\n") for name in names}
-    table = "\n".join(f"| `{name}` | `{value}` |" for name, value in values.items())
+    beside = f"[the policy](https://huggingface.co/{trainer.hub_model_id})" if trainer.hub_model_id else "the policy"
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers
@@ -37,11 +39,9 @@ library_name: transformers
 {trainer.describe_critic()}
 
 Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version("trl-credit")} for {trainer.engine.steps}
-updates, beside the policy.
+updates, beside {beside}.
 
-| setting | value |
-| --- | --- |
-{table}
+{settings_table(args, names)}
 """,
         encoding="utf-8",
     )
@@ -71,6 +71,9 @@ def push_critic(folder: Path, repo_id: str, args) -> str:
 
 def loading_code(critic, task: str = "TokenClassification") -> str:
     """How a critic is loaded from `path`, as Python; `task` is what transformers calls its kind of model."""
+    base = critic.get_base_model() if hasattr(critic, "peft_config") else critic
+    if isinstance(base, BackboneForTokenClassification):  # which transformers does not know of
+        return "from trl_credit.critics.token import make_token_critic\n\ncritic = make_token_critic(path).eval()"
     if hasattr(critic, "peft_config"):
         loader, kwargs = f"AutoPeftModelFor{task}", ", num_labels=1" if task == "TokenClassification" else ""
         package = "peft"

@@ -19,8 +19,16 @@ class Runner(Protocol):
     """
 
     network: Any
-    num_processes: int
-    process_index: int
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that evaluate it together."""
+        ...
+
+    @property
+    def process_index(self) -> int:
+        """Which of them this is."""
+        ...
 
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""

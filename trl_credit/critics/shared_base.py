@@ -12,8 +12,9 @@ from typing import Any
 from accelerate import init_empty_weights
 from accelerate.utils import is_peft_model
 from torch import nn
-from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
+from .backbone import new_token_classifier
 from .token import add_saved_adapters, finish_token_critic, head_of
 
 
@@ -58,6 +59,11 @@ def make_shared_base_critic(
     policy_config = policy.peft_config[policy.active_adapter]
     _refuse_changed_base(policy_config, "The policy's adapters")
     if source is not None:
+        if initial_value:
+            raise ValueError(
+                f"The critic {str(source)!r} has a head that has learned already, which cannot start at "
+                f"`critic_initial_value` (an output of {initial_value:g}). Leave that option out."
+            )
         _refuse_other_base(source, policy.get_base_model())
         return add_saved_adapters(_borrow(policy), source, peft_config)
     network = _borrow(policy)
@@ -77,7 +83,7 @@ def _borrow(policy: Any) -> PreTrainedModel:
     config = copy.deepcopy(base.config)
     config.num_labels = 1
     with init_empty_weights(include_buffers=False):
-        network = AutoModelForTokenClassification.from_config(config, dtype=base.dtype)
+        network = new_token_classifier(config, base.dtype)
     head = head_of(network)
     head.to_empty(device=base.device)
     own = {id(p) for p in head.parameters()}

@@ -9,15 +9,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
 
 
+# By how much embeddings of a family may differ in their rows: those are padded to multiples of up to this.
+_PADDING_OF_EMBEDDINGS = 1024
 # What the last layer of a token- or sequence-classification model is called.
 _HEADS = ("score", "classifier")
+_HEAD_IS_THERE = (
+    "The critic has a head that has learned already, which cannot start at `critic_initial_value` (an output of {:g}). "
+    "Leave that option out, or start from a checkpoint without a head."
+)
 _IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "spatial_shapes")
 
 
@@ -108,21 +115,22 @@ def make_token_critic(
         peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head instead of all weights.
         model_init_kwargs (`dict`, *optional*):
-            Keyword arguments of `from_pretrained`; `dtype` defaults to `"float32"`.
+            Keyword arguments of `from_pretrained`; `dtype` defaults to `"float32"`. Of a model in memory, whose weights
+            are copied, only the `dtype` of the copy can be set.
 
     Returns:
         `nn.Module`: The critic, a `PreTrainedModel` or a `PeftModel`. [`read_values`] calls it.
+
+    Raises:
+        ValueError: If `initial_value` is not 0 and the head has learned something already.
     """
     kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
     network: Any
     if isinstance(source, PreTrainedModel):
-        if model_init_kwargs:
-            raise ValueError(
-                f"`critic_model_init_kwargs={model_init_kwargs}` has no effect on a critic that is already a model "
-                f"({type(source).__name__}). Pass a path or a Hub id, or drop the kwargs."
-            )
-        network, fresh = _from_model(source)
+        network, fresh = _from_model(source, refuse_kwargs_of_a_model(source, model_init_kwargs))
     elif (Path(source) / "adapter_config.json").is_file():
+        if initial_value:
+            raise ValueError(_HEAD_IS_THERE.format(initial_value))
         return _from_adapter(source, peft_config, kwargs)
     else:
         network, fresh = _from_checkpoint(str(source), kwargs)
@@ -147,6 +155,8 @@ def finish_token_critic(
     """
     network.config.use_cache = False
     head = _use_float32_head(network)
+    if initial_value and not fresh:
+        raise ValueError(_HEAD_IS_THERE.format(initial_value))
     if fresh:
         with _whole(head):
             nn.init.zeros_(head.weight)
@@ -189,6 +199,16 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     return logits[:, inputs["prompt_ids"].shape[1] - 1 :, 0].float()
 
 
+def refuse_image_columns(dataset: Any) -> None:
+    """Raise if a dataset has images, which a text critic would not see."""
+    found = {"image", "images"} & set(getattr(dataset, "column_names", None) or ())
+    if found:
+        raise ValueError(
+            f"The dataset has the columns {sorted(found)}, which the critic cannot take: it reads text only. Train "
+            "vision-language models with `GRPOTrainer` or `GRPOLambdaTrainer`, or take the columns out."
+        )
+
+
 def refuse_images(inputs: dict) -> None:
     """Raise if a rollout has inputs that a text critic would not see."""
     found = [name for name in _IMAGE_INPUTS if name in inputs]
@@ -213,6 +233,8 @@ def _has_other_vocabulary(path: str, tokenizer) -> bool:
         own = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):  # none was saved with it
         return False
+    if len(own) <= len(own.all_special_ids):  # for some architectures one is made up where there is none
+        return False
     return own.get_vocab() != tokenizer.get_vocab()
 
 
@@ -233,9 +255,9 @@ def _takes_position_ids(network: nn.Module) -> bool:
 
 
 def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
-    network, info = AutoModelForTokenClassification.from_pretrained(
-        source, num_labels=1, output_loading_info=True, **kwargs
-    )
+    shared = {name: x for name, x in kwargs.items() if name in ("revision", "trust_remote_code", "token", "cache_dir")}
+    kind = token_classifier(AutoConfig.from_pretrained(source, **shared))
+    network, info = kind.from_pretrained(source, num_labels=1, output_loading_info=True, **kwargs)
     missing = set(info["missing_keys"])
     fresh = any(f"{name}.weight" in missing for name in _HEADS)
     backbone = [key for key in missing if not key.startswith(_HEADS)]
@@ -249,7 +271,53 @@ def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
     return network, fresh
 
 
-def _from_model(source: PreTrainedModel) -> tuple[PreTrainedModel, bool]:
+def refuse_kwargs_of_a_model(source: PreTrainedModel, model_init_kwargs: dict | None) -> Any:
+    """The dtype that a copy of a model in memory is to have, `None` for its own; raise for any other argument."""
+    kwargs = dict(model_init_kwargs or {})
+    dtype = kwargs.pop("dtype", None)
+    if kwargs or (dtype is not None and "TokenClassification" in type(source).__name__):
+        raise ValueError(
+            f"`critic_model_init_kwargs={model_init_kwargs}` has no effect on a critic that is already a model "
+            f"({type(source).__name__}). Pass a path or a Hub id, or drop the kwargs."
+        )
+    return getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+
+
+def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -> None:
+    """
+    Raise if a critic that reads the policy's tokens does not know them.
+
+    Args:
+        network (`PreTrainedModel` or `PeftModel`):
+            The critic.
+        source (`str`, `Path` or `PreTrainedModel`):
+            What it was made of; a folder or Hub id may have a tokenizer, which must then have the policy's vocabulary.
+        policy (`PreTrainedModel` or `PeftModel`):
+            The policy.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The policy's.
+    """
+    known, used = (x.get_input_embeddings().weight for x in (network, policy))
+    known, used = (getattr(weight, "ds_shape", weight.shape)[0] for weight in (known, used))
+    # Models of a family pad their embeddings to different sizes.
+    if not len(tokenizer) <= known <= max(used, len(tokenizer)) + _PADDING_OF_EMBEDDINGS:
+        raise ValueError(
+            f"The critic {_called(source)} knows {known} tokens, the policy {used} and its tokenizer {len(tokenizer)}: "
+            "it would be given tokens that it has not learned. Give a critic of the policy's family; or, if the "
+            "policy's embeddings were resized, resize the critic's as well."
+        )
+    if isinstance(source, (str, Path)) and _has_other_vocabulary(str(source), tokenizer):
+        raise ValueError(
+            f"The critic {_called(source)} has another vocabulary than the policy, whose tokens it would be given. "
+            "Give a critic of the policy's family."
+        )
+
+
+def _called(source: Any) -> str:
+    return f"of a {type(source).__name__}" if isinstance(source, nn.Module) else repr(str(source))
+
+
+def _from_model(source: PreTrainedModel, dtype: Any = None) -> tuple[PreTrainedModel, bool]:
     if "TokenClassification" in type(source).__name__:
         if source.config.num_labels != 1:
             raise ValueError(f"A critic must have one label, but {type(source).__name__} has {source.num_labels}.")
@@ -261,7 +329,7 @@ def _from_model(source: PreTrainedModel) -> tuple[PreTrainedModel, bool]:
         )
     config = copy.deepcopy(source.config)
     config.num_labels = 1
-    network = AutoModelForTokenClassification.from_config(config, dtype=source.dtype)
+    network = new_token_classifier(config, dtype or source.dtype)
     missing, _ = network.load_state_dict(source.state_dict(), strict=False)
     backbone = [key for key in missing if not key.startswith(_HEADS)]
     if backbone:

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trl import SFTConfig, SFTTrainer
 
@@ -63,7 +63,7 @@ class CriticSFTTrainer(SFTTrainer):
                 f"got {columns}."
             )
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
-        tokenizer = self.processing_class
+        tokenizer: Any = self.processing_class
         if tokenizer.chat_template is not None and end_of_turn(tokenizer) is None:
             raise ValueError(
                 f"The chat template of the critic's {type(tokenizer).__name__} ends an assistant's turn with no "
@@ -75,7 +75,7 @@ class CriticSFTTrainer(SFTTrainer):
         super().save_model(output_dir, _internal_call)
         facts = Path(self.traces or "", FACTS_FILE)
         if self.traces and facts.is_file() and self.args.should_save:
-            shutil.copy(facts, output_dir or self.args.output_dir)
+            shutil.copy(facts, str(output_dir or self.args.output_dir))
 
 
 def make_parser(prog: str | None = None):

@@ -3,14 +3,13 @@
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import is_peft_model
 from torch.distributed.tensor import DTensor
-from trl import GRPOTrainer
 from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from .recording import RecordingSeam
 
 
 # Config fields by which an architecture transforms its logits after the LM head.
@@ -68,14 +67,12 @@ def trained_tokens(inputs: dict) -> torch.Tensor:
     return (mask if "tool_mask" not in inputs else mask * inputs["tool_mask"]).bool()
 
 
-class LossSeam(GRPOTrainer):
+class LossSeam(RecordingSeam):
     """The part of [`CreditTrainer`] that changes the loss."""
 
-    model: Any  # DDP, a DeepSpeed engine, an FSDP module, a PEFT model, ...
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
     # ratio.
     shaped_prefix = "shaped"
-    _loss: Any = None  # the `_Loss` being computed
 
     def shape_loss(self, terms: LossTerms, mode: str) -> LossTerms:
         """
@@ -186,10 +183,6 @@ class LossSeam(GRPOTrainer):
     def _kl_sees_ratio(self) -> bool:
         # TRL's bias-corrected KL is multiplied by the ratio of the policy term, whichever that is.
         return self._loss.beta != 0.0 and self.args.use_bias_correction_kl
-
-    def _causal_lm(self):
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if is_peft_model(model) else model
 
     @contextmanager
     def _keep_hidden_states(self):

@@ -19,18 +19,68 @@ class RolloutSeam(SamplingSeam):
     # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
     # Those of all base classes belong to it.
     rollout_keys: dict[str, str] = {}
+    # Classes of what is in their lists, for a checkpoint holds a rollout that is not done with.
+    rollout_types: tuple[type, ...] = ()
+
+    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        """
+        Say what the credit of a rollout is.
+
+        Args:
+            rollout (`dict`):
+                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+            rewards (`torch.Tensor`):
+                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+            mode (`str`):
+                `"train"` or `"eval"`.
+
+        Returns:
+            `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
+            dimension is `B`: they are shuffled and split along with it. `rollout_keys` declares them.
+        """
+        return rollout
+
+    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
+        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
+        to be known of them together. In evaluation every batch is a step of its own."""
 
     def trained_tokens(self, inputs: dict) -> torch.Tensor:
         """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
         return trained_tokens(inputs)
 
     def is_cut_off(self, rollout: dict) -> torch.Tensor:
-        """Which completions ended for want of room, not with an EOS token, shape `(B,)`; False where all is masked."""
+        """
+        Which completions ended for want of room, shape `(B,)`: not with an EOS token, and with no room for another.
+
+        A shorter one without EOS has ended by itself: at a stop string, or where a rollout function ended it. The
+        context of a vLLM server that is shorter than the model's is not known here.
+
+        Args:
+            rollout (`dict`):
+                TRL's, or a micro-batch.
+
+        Returns:
+            `torch.Tensor`: Boolean; False where all of a completion is masked.
+        """
         mask = rollout["completion_mask"].bool()
-        last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
-        last_ids = rollout["completion_ids"].gather(1, last)
+        lengths = mask.sum(1)
+        last_ids = rollout["completion_ids"].gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=last_ids.device)
-        return ~torch.isin(last_ids, ends).squeeze(1) & mask.any(1)
+        generation: Any = self.args.generation_kwargs or {}
+        limits = [self.max_completion_length, *(generation.get(name) for name in ("max_new_tokens", "max_tokens"))]
+        room = min((limit for limit in limits if limit is not None), default=0)
+        context = (self.use_vllm and self.args.vllm_max_model_length) or self._context
+        is_full = (lengths >= room) | (rollout["prompt_mask"].sum(1) + lengths >= context)
+        return ~torch.isin(last_ids, ends) & is_full & mask.any(1)
+
+    @property
+    def reward_scores(self) -> torch.Tensor:
+        """
+        What each reward function gave each completion of this process's latest rollout, shape `(B, F)`, in the order of
+        `reward_func_names`; NaN where it gave none.
+        """
+        start = self.accelerator.process_index * len(self.rollout_rows)
+        return self._scores[start : start + len(self.rollout_rows)]
 
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
@@ -38,14 +88,14 @@ class RolloutSeam(SamplingSeam):
 
         Returns:
             `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
-            else `(B, T)`, with these numbers at the last trained token.
+            else `(B, T)`, with these numbers at the last trained token, and 0 where a function does not score a token.
         """
-        if not any(self._token_scores.values()):
+        if not any(self._token_scores):
             return rewards
         mask = trained_tokens(rollout)
         on_tokens = torch.zeros(mask.shape, device=mask.device)
-        for name, weight in zip(self.reward_func_names, self.reward_weights.tolist(), strict=True):
-            for row, scores in self._token_scores.get(name, {}).items():
+        for scores_of_rows, weight in zip(self._token_scores, self.reward_weights.tolist(), strict=True):
+            for row, scores in scores_of_rows.items():
                 on_tokens[row, : len(scores)] += weight * torch.tensor(scores, device=mask.device)
         last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
         rest = torch.nan_to_num(rewards) - on_tokens.sum(1)
@@ -65,13 +115,12 @@ class RolloutSeam(SamplingSeam):
         Yields:
             `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
         """
-        repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
         number = 0
         for epoch in itertools.count():
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
-            batches = itertools.islice(iter(loader), 0, None, repeats)
+            batches = itertools.islice(iter(loader), 0, None, self._losses_of_rollout)
             empty = True
             while True:
                 with torch.random.fork_rng(devices=[]):  # a loader draws a seed that it has no use for
@@ -97,19 +146,30 @@ class RolloutSeam(SamplingSeam):
             if empty:
                 raise ValueError("The training data hold fewer prompts than one rollout needs.")
 
+    def _make_token_mean_exact(self, micro_batches: list[dict]) -> None:
+        # TRL divides by the tokens of the generation batch, shared out evenly over its optimizer steps.
+        tokens = self.total(torch.stack([trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
+        for inputs in micro_batches:
+            inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
+
+    def _begin_step(self, micro_batches: list[dict]) -> None:
+        """What every optimizer step of the policy or of a critic begins with."""
+        if self.args.exact_token_mean:
+            self._make_token_mean_exact(micro_batches)
+        self.begin_step(micro_batches, "train")
+
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
-        context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
-            if context is not None and len(ids) >= context:
+            if len(ids) >= self._context:
                 raise ValueError(
-                    f"A prompt has {len(ids)} tokens, and the model's context of {context} leaves no room for a "
+                    f"A prompt has {len(ids)} tokens, and the model's context of {self._context} leaves no room for a "
                     f"completion. Shorten it or drop it from the dataset. It begins: {str(prompt)[:200]!r}"
                 )
         return tokenized
 
     def _calculate_rewards(self, *args, **kwargs):
-        for scores_of_rows in self._token_scores.values():
+        for scores_of_rows in self._token_scores:
             scores_of_rows.clear()
         scores = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
         if torch.isinf(scores).any():
@@ -141,8 +201,9 @@ class RolloutSeam(SamplingSeam):
         own = slice(start, start + len(inputs))
         if self._credit_log is not None and self._mode == "train":
             scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
-            losses = self._rollout_parts * self.num_iterations
-            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+            self._credit_log.begin_rollout(
+                self.state.global_step, rollout, rewards[own], scores, self._losses_of_rollout
+            )
         known = set(rollout)
         rollout = self.assign_credit(rollout, rewards[own], self._mode)
         check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)

@@ -14,9 +14,10 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..credit.rewards import weighted_reward
+from .loss import LossSeam
 
 
-class SamplingSeam(GRPOTrainer):
+class SamplingSeam(LossSeam):
     """The part of [`CreditTrainer`] that continues completions and scores them."""
 
     # Whether credit needs [`score`]: then a run of which it cannot be had is refused before anything is generated.
@@ -61,8 +62,7 @@ class SamplingSeam(GRPOTrainer):
         if self.use_vllm or self.use_transformers_continuous_batching:
             chunks = [list(range(len(prefixes)))] if prefixes else []
         else:
-            context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
-            chunks = _chunks([len(ids) for ids in prefixes], rooms, batch_tokens, context or float("inf"))
+            chunks = _chunks([len(ids) for ids in prefixes], rooms, batch_tokens, self._context)
         most_chunks = self.most(len(chunks))
         continuations: list[list[int]] = [[] for _ in prefixes]
         ends = set(self.eos_token_ids)
@@ -137,7 +137,8 @@ class SamplingSeam(GRPOTrainer):
             if rollout.get(name) is not None:
                 return rollout[name]
         parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs
+        with disable_gradient_checkpointing(self.model, checkpointing):
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], dim=1),
@@ -226,7 +227,7 @@ class SamplingSeam(GRPOTrainer):
             "rollout_func": None,
         }
         kept = {name: getattr(self, name) for name in replaced}
-        token_scores = {name: dict(of_rows) for name, of_rows in self._token_scores.items()}
+        token_scores = [dict(of_rows) for of_rows in self._token_scores]
         tokens_seen, mode = self.state.num_input_tokens_seen, self._mode
         seed = self._next_seed()
         self.__dict__.update(replaced)
@@ -236,9 +237,9 @@ class SamplingSeam(GRPOTrainer):
             finally:
                 self.__dict__.update(kept)
                 self.state.num_input_tokens_seen = tokens_seen
-                for name, of_rows in self._token_scores.items():
+                for of_rows, kept_of_rows in zip(self._token_scores, token_scores, strict=True):
                     of_rows.clear()
-                    of_rows.update(token_scores[name])
+                    of_rows.update(kept_of_rows)
                 if self._mode != mode:  # continuous batching leaves the policy in training mode
                     self.model.train(mode == "train")
 

@@ -1,13 +1,14 @@
 """The base of every trainer: hooks for credit, services for them, and the run around them."""
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.generation.vllm_generation import VLLMGeneration
@@ -15,22 +16,26 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
 from ..credit_log.log import CreditLog
-from ..model_card import add_credit_settings
+from ..model_card import add_credit_section
 from .config import CreditConfig
-from .loss import LossSeam, trained_tokens
-from .resuming import BeginTraining, ResumableSampler
+from .resuming import BeginTraining, ResumableSampler, save_rollout
 from .rollouts import RolloutSeam
-from .user_functions import checked_reward_func, checked_rollout_func
+from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 
 
-class CreditTrainer(RolloutSeam, LossSeam):
+logger = get_logger(__name__)
+# With fewer in a logging interval, steps without a gradient are bad luck.
+_ENOUGH_STEPS = 5
+
+
+class CreditTrainer(RolloutSeam):
     """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and say what they are called."""
 
-    args: CreditConfig
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
     folders_of_networks: tuple[str, ...] = ()
-    # Whether a reward function may return a list of rewards for a completion, one per token.
+    # Whether a reward function may return a list of rewards for a completion, one per token. In it `None` is a token
+    # that the function does not score, and a list of these alone a completion that it does not.
     takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
@@ -47,19 +52,26 @@ class CreditTrainer(RolloutSeam, LossSeam):
                 f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
             )
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
-        # Rewards per token of the latest rollout: {reward function: {row of this process: list}}.
-        self._token_scores: dict[str, dict] = {}
+        self.reward_func_names = distinct_names(self.reward_func_names)
         self.reward_funcs = [
-            func if isinstance(func, nn.Module) else checked_reward_func(func, name, self._token_scores_of(name))
-            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+            func
+            if isinstance(func, nn.Module)
+            else checked_reward_func(func, name, token_scores if self.takes_token_rewards else None)
+            for func, name, token_scores in zip(
+                self.reward_funcs, self.reward_func_names, self._token_scores, strict=True
+            )
         ]
+        # TRL knows the ends of the model's config. At another one that the user names it would go on: to it the padding
+        # behind is text that the policy wrote.
+        self.eos_token_ids = [*dict.fromkeys([*self.eos_token_ids, *stop_token_ids(args.generation_kwargs)])]
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func)
-        self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
         self._resume_from: str | None = None
         self._moves_policy = True  # see `run_without_training`
-        self._credit_log: CreditLog | None = None
+        self._name_in_stage: Callable[[str], str] | None = None  # see `logging_as`
+        self._steps_without_gradient = 0
+        self._warned: set[str] = set()
         if args.log_credit:
             self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
         if self.scores_continuations:
@@ -67,28 +79,6 @@ class CreditTrainer(RolloutSeam, LossSeam):
         self.add_callback(BeginTraining(self))
 
     # --- Hooks
-
-    def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        """
-        Say what the credit of a rollout is.
-
-        Args:
-            rollout (`dict`):
-                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
-            rewards (`torch.Tensor`):
-                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
-            mode (`str`):
-                `"train"` or `"eval"`.
-
-        Returns:
-            `dict`: The rollout with other `advantages`, `(B,)` or `(B, T)`, and any further tensors whose first
-            dimension is `B`: they are shuffled and split along with it. `rollout_keys` declares them.
-        """
-        return rollout
-
-    def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
-        to be known of them together. In evaluation every batch is a step of its own."""
 
     def begin_log(self, mode: str) -> None:
         """Called before metrics are logged: the last moment to log those of everything since the last time."""
@@ -105,65 +95,36 @@ class CreditTrainer(RolloutSeam, LossSeam):
     def save_training_state(self, folder: Path) -> None:
         """Called on every process when a checkpoint is made: save what a resumed run needs."""
 
+    def load_networks(self, folder: Path) -> None:
+        """Called on every process when the best policy is loaded at the end: load other networks from beside it."""
+
     # --- Services for the hooks
 
-    def log_value(self, mode: str, name: str, value: float) -> None:
-        """Log a number that is the same on all processes; the log shows the mean of those since the last one."""
-        self._metrics[mode][name].append(value)
+    def warn_once(self, text: str) -> None:
+        """Warn on the main process, of the same thing once in the life of this trainer."""
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(text)
 
-    def add_column(self, name: str, values: list) -> None:
-        """Add a column to the completions table, with this process's values of the latest rollout."""
-        if self.log_completions:
-            extra: Any = self._logs["extra"]
-            extra[name].extend(gather_object(values))
-
-    @property
-    def logs_credit(self) -> bool:
-        """Whether completions of this process's rollout go into the credit log: when to make a costly column."""
-        return self._credit_log is not None and self._mode == "train" and self._credit_log.is_collecting
-
-    def add_credit(self, name: str, values) -> None:
+    @contextmanager
+    def logging_as(self, stage: str, step: int, name: Callable[[str], str]):
         """
-        Add a column to the credit log; nothing happens without one. Call it in `assign_credit` or in `shape_loss`.
+        What is logged inside belongs to a stage before the training, with names and an x-axis of its own.
 
         Args:
-            name (`str`):
-                Its name, e.g. `value` or `weight`.
-            values (`torch.Tensor` or `list`):
-                A number per token, shape `(B, T)`, or per completion, shape `(B,)`; or, in `assign_credit`, a list of
-                anything that parquet can hold, one per completion.
+            stage (`str`):
+                Its name, which tables of completions then bear.
+            step (`int`):
+                The step that integrations and tables are told.
+            name (`Callable`):
+                What a metric is called there.
         """
-        if self._credit_log is not None and self._mode == "train":
-            self._credit_log.add(name, values, None if self._loss is None else self._loss.inputs)
-
-    def _make_token_mean_exact(self, micro_batches: list[dict]) -> None:
-        # TRL divides by the tokens of the generation batch, shared out evenly over its optimizer steps.
-        tokens = self.total(torch.stack([trained_tokens(inputs).sum() for inputs in micro_batches]).sum())
-        for inputs in micro_batches:
-            inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
-
-    def _begin_step(self, micro_batches: list[dict]) -> None:
-        """What every optimizer step of the policy or of a critic begins with."""
-        if self.args.exact_token_mean:
-            self._make_token_mean_exact(micro_batches)
-        self.begin_step(micro_batches, "train")
-
-    def total(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum over all processes."""
-        return self.accelerator.reduce(x, reduction="sum")
-
-    def most(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
-
-    def log_means(self, mode: str, sums_and_counts: dict[str, tuple]) -> None:
-        """
-        Log `sum / count` of each metric, over all micro-batches and processes since the last log: a mean over tokens,
-        not one over micro-batches. A metric that counts nothing is left out.
-        """
-        for name, sum_and_count in sums_and_counts.items():
-            pair = torch.stack([torch.as_tensor(x, dtype=torch.float32).detach() for x in sum_and_count])
-            self._sums[mode][name] = self._sums[mode].get(name, 0) + pair.to(self.accelerator.device)
+        global_step = self.state.global_step
+        self._stage, self._name_in_stage, self.state.global_step = stage, name, step
+        try:
+            yield
+        finally:
+            self._name_in_stage, self.state.global_step = None, global_step
 
     def run_without_training(self, checkpoint: str | bool | None = None) -> None:
         """
@@ -234,18 +195,38 @@ class CreditTrainer(RolloutSeam, LossSeam):
                 f"The gradient norm of step {self.state.global_step} is {float(norm)}: training stops here rather than "
                 "step to broken weights; checkpoints are as they were."
             )
+        self._steps_without_gradient = self._steps_without_gradient + 1 if norm == 0 else 0
         return norm
 
-    def log(self, *args, **kwargs):
-        """As TRL's, with the metrics of `log_means`."""
+    def log(self, logs, *args, **kwargs):
+        """As TRL's, with the metrics of `log_means`, and under the names of a stage."""
         self.begin_log(self._mode)
+        metrics = self._metrics[self._mode]
         if sums := self._sums[self._mode]:
             totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
             for name, (total, count) in zip(sums, totals, strict=True):
                 if count:
-                    self._metrics[self._mode][name] = [total / count]
+                    metrics[name] = [total / count]
             sums.clear()
-        super().log(*args, **kwargs)
+        if self._mode == "train" and self._steps_without_gradient >= max(self.args.logging_steps, _ENOUGH_STEPS):
+            self.warn_once(
+                "The gradient of the policy is exactly 0, and has been for a whole logging interval: it learns "
+                "nothing. Usual causes: rewards that are all the same, advantages that are all 0, a mask that leaves "
+                "no token."
+            )
+        if self._name_in_stage is None:
+            return super().log(logs, *args, **kwargs)
+        for name in list(metrics):
+            metrics[self._name_in_stage(name)] = metrics.pop(name)
+        prefix = "eval_" if self._mode == "eval" else ""
+        logs = {
+            name if name == "epoch" else prefix + self._name_in_stage(name.removeprefix(prefix)): value
+            for name, value in logs.items()
+        }
+        super().log(logs, *args, **kwargs)
+        table = Path(str(self.args.output_dir), "completions", f"completions_{self.state.global_step:05d}.parquet")
+        if self.log_completions and self.is_world_process_zero() and table.exists():
+            table.rename(table.with_name(f"{self._stage}_{self.state.global_step:05d}.parquet"))
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -293,6 +274,7 @@ class CreditTrainer(RolloutSeam, LossSeam):
         if not self.args.save_only_model:
             # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_rollout(self, folder)
             self.save_training_state(folder)
         super()._save_checkpoint(model, trial)
 
@@ -311,6 +293,10 @@ class CreditTrainer(RolloutSeam, LossSeam):
                     (Path(view) / path.name).symlink_to(path)
             return super()._load_from_checkpoint(view, model)
 
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.load_networks(Path(str(self.state.best_model_checkpoint)))
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         self._resume_from = checkpoint
@@ -319,25 +305,7 @@ class CreditTrainer(RolloutSeam, LossSeam):
         """As TRL's, with the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            add_credit_settings(Path(str(self.args.output_dir), "README.md"), self.args, CreditConfig)
-
-    # --- Inside the wrapped methods
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    @property
-    def _rollout_parts(self) -> int:
-        assert self.args.steps_per_generation is not None  # set by `GRPOConfig`
-        return self.args.steps_per_generation
-
-    def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
-        size = self.args.gradient_accumulation_steps
-        return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
-
-    def _token_scores_of(self, name: str) -> dict | None:
-        return self._token_scores.setdefault(name, {}) if self.takes_token_rewards else None
+            add_credit_section(Path(str(self.args.output_dir), "README.md"), self, CreditConfig)
 
 
 def critic_source(model):

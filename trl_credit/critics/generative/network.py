@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..token import refuse_lora_dropout, turn_dropout_off
+from ..token import refuse_kwargs_of_a_model, refuse_lora_dropout, turn_dropout_off
 
 
 def make_generative_critic(
@@ -36,12 +36,12 @@ def make_generative_critic(
     kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
     network: Any
     if isinstance(source, PreTrainedModel):
-        if model_init_kwargs:
+        if not copy_model and model_init_kwargs:
             raise ValueError(
                 f"`critic_model_init_kwargs={model_init_kwargs}` has no effect on a critic that is already a model "
                 f"({type(source).__name__}). Pass a path or a Hub id, or drop the kwargs."
             )
-        network = _from_model(source, copy_model)
+        network = _from_model(source, copy_model, refuse_kwargs_of_a_model(source, model_init_kwargs))
     elif (Path(source) / "adapter_config.json").is_file():
         network = _from_adapter(source, peft_config, kwargs)
         peft_config = None
@@ -53,7 +53,7 @@ def make_generative_critic(
     return network
 
 
-def _from_model(source: PreTrainedModel, copy_model: bool) -> PreTrainedModel:
+def _from_model(source: PreTrainedModel, copy_model: bool, dtype: Any = None) -> PreTrainedModel:
     if source.get_output_embeddings() is None:
         raise ValueError(f"A generative critic writes text, which a {type(source).__name__} cannot: pass a causal LM.")
     if not copy_model:
@@ -63,7 +63,7 @@ def _from_model(source: PreTrainedModel, copy_model: bool) -> PreTrainedModel:
             f"With ZeRO-3 the weights of a {type(source).__name__} in memory are already split over the processes and "
             "cannot be copied into a critic. Pass `critic` as a path or a Hub id."
         )
-    network = AutoModelForCausalLM.from_config(copy.deepcopy(source.config), dtype=source.dtype)
+    network = AutoModelForCausalLM.from_config(copy.deepcopy(source.config), dtype=dtype or source.dtype)
     missing, _ = network.load_state_dict(source.state_dict(), strict=False)
     if missing:
         raise ValueError(f"A {type(source).__name__} lacks weights of a {type(network).__name__}: {missing[:5]}.")

@@ -102,7 +102,7 @@ class Question:
         told = "{success_rate}" in self.template
         asked = {"critic_template": self.template, "actor_description": self.actor_description}
         if isinstance(self.segmenter, DelimiterSegmenter):
-            lengths = {
+            lengths: dict = {
                 "segment_min_length": self.segmenter.min_length,
                 "segment_target_length": self.segmenter.target_length,
                 "segment_max_length": self.segmenter.max_length,

@@ -8,7 +8,8 @@ from ...seam import CreditTrainer, LossTerms
 from .grpo_lambda_config import GRPOLambdaConfig
 
 
-# exp(20) is far outside any clip range; beyond it the loss of a negative advantage only heads for infinity.
+# exp(20) is far outside any clip range; beyond it the loss of a negative advantage only heads for infinity. Below
+# exp(-20) a term is nothing, and CISPO divides by the ratio, which must not become 0.
 _MAX_LOG_RATIO = 20.0
 
 
@@ -78,7 +79,7 @@ class GRPOLambdaTrainer(CreditTrainer):
             shaped = terms.replace(advantages=terms.advantages * weights)
         else:
             weights = adjoint_trace(torch.ones_like(terms.log_ratio), **trace)
-            log_ratio = eligibility_trace(terms.log_ratio, **trace).clamp(max=_MAX_LOG_RATIO)
+            log_ratio = eligibility_trace(terms.log_ratio, **trace).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
             shaped = terms.replace(log_ratio=log_ratio)
             if self.loss_type == "cispo":
                 shaped = shaped.replace(advantages=terms.advantages * self._cispo_weights(log_ratio, weights, trace))

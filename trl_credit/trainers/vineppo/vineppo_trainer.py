@@ -1,5 +1,6 @@
 import math
 import time
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -108,11 +109,13 @@ class VinePPOTrainer(CreditTrainer):
     def continue_from(self, states: list[tuple], rows: list[dict]) -> tuple[torch.Tensor, int, float]:
         """Rewards of K continuations of each of S states, shape `(S, K)`; how many tokens they are, and the seconds."""
         number = self.args.vine_continuations
-        states, rows = ([x for x in of_states for _ in range(number)] for of_states in (states, rows))
+        states = [state for state in states for _ in range(number)]
+        rows = [row for row in rows for _ in range(number)]
+        longest: Any = self.args.max_completion_length
         started = time.perf_counter()
         continuations = self.sample(
             [[*prompt, *written] for _, prompt, written in states],
-            [self.args.max_completion_length - len(written) for *_, written in states],
+            [longest - len(written) for *_, written in states],
             self.args.vine_batch_tokens,
         )
         seconds = time.perf_counter() - started
