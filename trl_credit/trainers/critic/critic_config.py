@@ -7,10 +7,6 @@ from ...options import at_least, one_of, unless
 from ...seam.config import NO_GROUP, CreditConfig
 
 
-# By default, see docs/results/critic_rates.md.
-HEAD_LEARNING_RATE = 1e-3
-
-
 @dataclass
 class CriticConfig(CreditConfig):
     r"""
@@ -35,10 +31,12 @@ class CriticConfig(CreditConfig):
             Make the critic a second adapter and a head on the policy's base, so that the base is in memory once. For
             policies with adapters, on one process or with DDP. The adapter is `critic_peft_config`, by default one like
             the policy's.
-        critic_learning_rate (`float`, *optional*, defaults to `1e-4`):
-            Learning rate of the critic's weights, or adapters, below its head.
+        critic_learning_rate (`float`, *optional*):
+            Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
+            most 1e-3: 1.1e-4 at 896.
         critic_head_learning_rate (`float`, *optional*):
-            Learning rate of the critic's head. Default: 1e-3, or `critic_learning_rate` where that is higher, or 0.
+            Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is higher,
+            or 0.
         critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
             Optimizer of the critic, by the names that `optim` has. Betas and ε are those of the policy's.
         critic_optim_args (`str`, *optional*):
@@ -90,7 +88,7 @@ class CriticConfig(CreditConfig):
     critic_initial_value: float | None = None
     critic_peft_config: dict | str | None = None
     critic_share_base: bool = False
-    critic_learning_rate: float = field(default=1e-4, metadata=at_least(0))
+    critic_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_head_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_optim: str = field(default="adamw_torch", metadata=one_of(*(name.value for name in OptimizerNames)))
     critic_optim_args: str | None = None
@@ -119,10 +117,3 @@ class CriticConfig(CreditConfig):
                     f"{type(self).__name__}: `{option}` must be a dict, got {type(value).__name__}. Pass a "
                     "`PeftConfig` as the trainer's argument."
                 )
-
-    @property
-    def head_learning_rate(self) -> float:
-        """Learning rate of the critic's head."""
-        if self.critic_head_learning_rate is not None:
-            return self.critic_head_learning_rate
-        return self.critic_learning_rate and max(self.critic_learning_rate, HEAD_LEARNING_RATE)

@@ -22,6 +22,11 @@ from .pretraining import CRITIC_FOLDER, CriticPretraining
 from .symptoms import Symptoms
 
 
+# An AdamW step moves every weight by the rate, and with it a value by about the rate times the width: that is to be the
+# same for all widths. Measured: docs/results/critic_rates.md.
+HIGHEST_RATE, RATE_TIMES_WIDTH = 1e-3, 0.1
+
+
 class CriticTrainer(CriticPretraining):
     """
     A trainer with a critic beside the policy: it makes, pretrains, updates, saves and resumes it. Subclasses say what
@@ -58,7 +63,7 @@ class CriticTrainer(CriticPretraining):
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
-        self._optimizer = _optimizer_of(self.args)
+        _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
         # Whether the critic has a head that has still to be told where to start.
         self._head_waits = False
@@ -86,9 +91,17 @@ class CriticTrainer(CriticPretraining):
         """How much counts in it."""
         raise NotImplementedError
 
-    def critic_head(self) -> frozenset[str]:
-        """Names of the critic's parameters that are trained at `critic_head_learning_rate`."""
-        return frozenset(trained_head(self.critic))
+    def critic_head(self) -> dict[str, Any]:
+        """Parameters of the critic that are trained at `critic_head_learning_rate`, by name."""
+        return trained_head(self.critic)
+
+    def critic_learning_rates(self) -> tuple[float, float]:
+        """Those of what is below the critic's head, and of the head."""
+        rate, head_rate = self.args.critic_learning_rate, self.args.critic_head_learning_rate
+        widths = [getattr(p, "ds_shape", p.shape)[-1] for p in self.critic_head().values() if p.dim() > 1]
+        default = min(HIGHEST_RATE, RATE_TIMES_WIDTH / widths[0]) if widths else 0.0
+        rate = default if rate is None else rate
+        return rate, (rate and max(rate, default)) if head_rate is None else head_rate
 
     def describe_critic(self) -> str:
         """What the critic is and how others read its values, as the Markdown of its card."""
@@ -191,14 +204,15 @@ class CriticTrainer(CriticPretraining):
         """The critic's engine. It is made when it is first needed, for the policy's must be there before."""
         if self._engine is None:
             checkpointing = self.args.critic_gradient_checkpointing
-            optimizer, optimizer_kwargs = self._optimizer
+            optimizer, optimizer_kwargs = _optimizer_of(self.args)
+            rate, head_rate = self.critic_learning_rates()
             self._engine = CriticEngine(
                 self.critic,
                 self.accelerator,
                 CriticOptimization(
-                    learning_rate=self.args.critic_learning_rate,
-                    head=self.critic_head(),
-                    head_learning_rate=self.args.head_learning_rate,
+                    learning_rate=rate,
+                    head=frozenset(self.critic_head()),
+                    head_learning_rate=head_rate,
                     optimizer=optimizer,
                     optimizer_kwargs=optimizer_kwargs,
                     scheduler=self.args.critic_lr_scheduler_type,
@@ -337,7 +351,7 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
     """Class and arguments of the critic's optimizer, by the names that the policy's has."""
     name, optim_args = args.critic_optim, args.critic_optim_args
     ours: Any = copy.copy(args)
-    ours.optim, ours.optim_args, ours.learning_rate = OptimizerNames(name), None, args.critic_learning_rate
+    ours.optim, ours.optim_args = OptimizerNames(name), None
     _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
     ours.optim_args = optim_args
     optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
@@ -348,7 +362,7 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
             f"`critic_optim={name!r}` picks the weights that it trains by itself ({unfit}), which a critic cannot "
             "have. Choose another."
         )
-    return optimizer, kwargs
+    return optimizer, {key: value for key, value in kwargs.items() if key != "lr"}
 
 
 def _refuse_split_base(accelerator) -> None:

@@ -151,8 +151,8 @@ class GenACTrainer(CriticTrainer):
             refuse_unpackable(network)
         return network
 
-    def critic_head(self) -> frozenset[str]:
-        return frozenset()  # it writes its values
+    def critic_head(self) -> dict[str, Any]:
+        return {}  # it writes its values
 
     def make_critic_reader(self, runner) -> GenerativeCritic:
         question = self.question
