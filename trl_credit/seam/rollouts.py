@@ -1,4 +1,4 @@
-"""Rollouts: how a policy is sampled and rewarded, and what TRL does not keep of it."""
+"""Rollouts: how a policy is sampled and rewarded, and what TRL does not keep."""
 
 import itertools
 from typing import Any
@@ -13,7 +13,7 @@ from .sampling import SamplingSeam
 
 
 class RolloutSeam(SamplingSeam):
-    """The part of [`CreditTrainer`] that makes rollouts and gives them to [`CreditTrainer.assign_credit`]."""
+    """The part of [`CreditTrainer`] that creates rollouts and passes them to [`CreditTrainer.assign_credit`]."""
 
     _scores: Any = None  # rewards per function of the latest rollout, over all processes
     # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
@@ -22,13 +22,14 @@ class RolloutSeam(SamplingSeam):
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         """
-        Say what the credit of a rollout is.
+        Assign the credit of a rollout.
 
         Args:
             rollout (`dict`):
-                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+                TRL's rollout of this process, including `advantages` of shape `(B,)`.
             rewards (`torch.Tensor`):
-                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+                Weighted sum of the rewards as returned by the reward functions, shape `(B,)`; NaN where none was
+                returned.
             mode (`str`):
                 `"train"` or `"eval"`.
 
@@ -39,15 +40,17 @@ class RolloutSeam(SamplingSeam):
         return rollout
 
     def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
-        to be known of them together. In evaluation every batch is a step of its own."""
+        """
+        Called with all micro-batches of an optimizer step before the first of them is trained on; collect here what has
+        to be known about all of them together. In evaluation every batch is a step of its own.
+        """
 
     def trained_tokens(self, inputs: dict) -> torch.Tensor:
         """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
         return trained_tokens(inputs)
 
     def is_cut_off(self, rollout: dict) -> torch.Tensor:
-        """Which completions ended for want of room, not with an EOS token, shape `(B,)`; False where all is masked."""
+        """Which completions ran out of room before an EOS token, shape `(B,)`; False where all is masked."""
         mask = rollout["completion_mask"].bool()
         last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
         last_ids = rollout["completion_ids"].gather(1, last)
@@ -56,11 +59,11 @@ class RolloutSeam(SamplingSeam):
 
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
-        The rewards of a rollout on its tokens.
+        The rewards of a rollout, placed on its tokens.
 
         Returns:
-            `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
-            else `(B, T)`, with these numbers at the last trained token.
+            `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions returned one number per completion;
+            otherwise `(B, T)`, where such numbers are at the last trained token.
         """
         if not any(self._token_scores.values()):
             return rewards
@@ -76,16 +79,16 @@ class RolloutSeam(SamplingSeam):
 
     def rollouts(self, skip: int = 0, checkpoint: str | None = None):
         """
-        Rollouts of the policy as it is, over and over the training data, without end.
+        Rollouts of the policy as it is, cycling through the training data without end.
 
         Args:
             skip (`int`, *optional*, defaults to `0`):
-                How many to leave out at the start; none of them is generated.
+                How many to skip at the start; these are not generated.
             checkpoint (`str`, *optional*):
-                Begin with its random numbers.
+                Begin with the random state of this checkpoint.
 
         Yields:
-            `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
+            `list[list[dict]]`: The micro-batches of each optimizer step that a rollout provides.
         """
         repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
@@ -126,7 +129,7 @@ class RolloutSeam(SamplingSeam):
             inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
 
     def _begin_step(self, micro_batches: list[dict]) -> None:
-        """What every optimizer step of the policy or of a critic begins with."""
+        """What happens at the start of every optimizer step, of the policy or of a critic."""
         if self.args.exact_token_mean:
             self._make_token_mean_exact(micro_batches)
         self.begin_step(micro_batches, "train")

@@ -25,17 +25,17 @@ class CriticOptimization:
         learning_rate (`float`):
             Peak learning rate of AdamW.
         total_steps (`int`):
-            Number of updates of the whole run, for schedules that end.
+            Number of updates in the whole run, for schedules that end.
         scheduler (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Name of a schedule of transformers.
         warmup_steps (`int`, *optional*, defaults to `0`):
             Updates of linear warm-up.
         weight_decay (`float`, *optional*, defaults to `0.0`):
-            Of matrices; biases and norms are spared.
+            Applied to matrices only, not to biases and norms.
         betas, eps:
             Of AdamW.
         max_grad_norm (`float`, *optional*, defaults to `1.0`):
-            Norm to which gradients are clipped; 0 for no clip.
+            Norm to which gradients are clipped; 0 for no clipping.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Trade time for memory.
         gradient_checkpointing_kwargs (`dict`, *optional*):
@@ -58,14 +58,15 @@ class CriticEngine:
     """
     Trains a network beside the policy, on the same processes and with the same kind of sharding.
 
-    It knows nothing of what the network is for: callers bring the loss. An update takes all micro-batches of an
-    optimizer step at once, so that its loss is one mean over everything that counts, over micro-batches and processes.
+    It does not know what the network is for: callers supply the loss. An update takes all micro-batches of an optimizer
+    step at once, so that its loss is one mean over everything that counts, across micro-batches and processes.
 
     Args:
         network (`nn.Module`):
             A `PreTrainedModel` or `PeftModel`.
         accelerator (`Accelerator`):
-            The run's accelerator. Under DeepSpeed and FSDP2 the engine must be made where the policy's is, or later.
+            The run's accelerator. Under DeepSpeed and FSDP2 the engine must be created together with the policy's, or
+            later.
         settings ([`CriticOptimization`]):
             How it is optimized.
     """
@@ -123,19 +124,19 @@ class CriticEngine:
 
         Args:
             micro_batches (`Sequence`):
-                This process's share of the step, as many on every process.
+                This process's share of the step, equally many on every process.
             loss (`Callable`):
                 `loss(network, micro_batch)`, the *sum* of the loss over what counts, with gradient. It must go through
                 the network even where nothing counts.
             count (`Callable`):
-                `count(micro_batch)`, how much counts in it, a scalar tensor.
+                `count(micro_batch)`, how many items count in it, a scalar tensor.
 
         Returns:
-            `dict`: `loss`, `grad_norm` before the clip and `learning_rate`; `None` if nothing counts anywhere, and then
-            nothing is changed.
+            `dict`: `loss`, `grad_norm` before clipping and `learning_rate`; `None` if nothing counts anywhere, in which
+            case nothing is changed.
 
         Raises:
-            FloatingPointError: If the loss is not finite; weights are then as they were.
+            FloatingPointError: If the loss is not finite; the weights are left as they were.
         """
         total = self._total(sum(count(micro_batch) for micro_batch in micro_batches))
         if total == 0:
@@ -181,7 +182,7 @@ class CriticEngine:
 
     def load_state(self, folder: str | Path, network_folder: str | Path) -> dict[str, int]:
         """
-        Go on where [`save`] and [`save_state`] left off.
+        Continue where [`save`] and [`save_state`] left off.
 
         Args:
             folder (`str` or `Path`):
@@ -209,8 +210,8 @@ class CriticEngine:
 
     def go_back(self, folder: str | Path) -> None:
         """
-        Take the network and its optimizer as [`save`] and [`save_state`] left them in one folder. Updates are counted
-        on, and the schedule goes on.
+        Restore the network and its optimizer as [`save`] and [`save_state`] left them in one folder. The update count
+        and the schedule continue.
         """
         steps, schedule = self.steps, self.schedule.state_dict()
         self.load_state(folder, folder)
