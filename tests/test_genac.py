@@ -113,11 +113,11 @@ def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(
     policy = {name: p.clone() for name, p in trainer.model.state_dict().items()}
     assert trainer.pretrain_critic() == {"pretraining_steps": 7, "pretraining_rollouts": 7, "pretraining_done": 1}
     assert all(torch.equal(p, policy[name]) for name, p in trainer.model.state_dict().items())
-    evaluations = [entry for entry in trainer.state.log_history if "eval_critic/mse" in entry]
-    errors = [entry["eval_critic/mse"] for entry in evaluations]
+    evaluations = [entry for entry in trainer.state.log_history if "eval_critic_pretraining/mse" in entry]
+    errors = [entry["eval_critic_pretraining/mse"] for entry in evaluations]
     assert len(errors) == 3 and errors[0] == min(errors)
     # The same completions and answers each time. (What stands in for a value that is missing has moved.)
-    parsed = {entry["eval_critic/mse_of_parsed"] for entry in evaluations}
+    parsed = {entry["eval_critic_pretraining/mse_of_parsed"] for entry in evaluations}
     assert len(parsed) == 1 and 0 < parsed.pop() < 1
     evaluated = [rollout for rollout in trainer.rollouts_seen if len(rollout["completion_ids"]) == 2]
     assert len(evaluated) == 2, "two batches, which the policy wrote once"

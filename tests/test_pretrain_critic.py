@@ -94,18 +94,22 @@ def test_the_completions_table_has_a_few_values_of_each_completion_in_few_digits
 @pytest.mark.parametrize("name", ["vapo", "vc_ppo", "ppo"])
 def test_every_recipe_is_read_by_the_parser_and_is_what_it_is_called(name):
     base = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--bf16", "false", "--use_cpu"]
-    batch = ["--per_device_train_batch_size", "16"]
     _, args, _, _ = make_parser("vapo").parse_args_and_config(
-        [*with_recipe(["--config", name], METHODS["vapo"].recipes), *base, *batch]
+        [*with_recipe(["--config", name], METHODS["vapo"].recipes), *base]
     )
     assert isinstance(args, VAPOConfig)
     expected = {
-        "vapo": ("length_adaptive", 1.0, 50, 0.28, 0.1),
-        "vc_ppo": (0.95, 1.0, 50, 0.2, 0.0),
+        "vapo": ("length_adaptive", 1.0, 800, 0.28, 0.1),
+        "vc_ppo": (0.95, 1.0, 800, 0.2, 0.0),
         "ppo": (0.95, 0.95, 0, 0.2, 0.0),
     }
     settings = args.policy_lambda, args.critic_lambda, args.critic_pretraining_steps, args.epsilon_high
     assert (*settings, args.positive_lm_coef) == expected[name]
+    # On 8 processes the papers' rollouts, and 16 updates on each, the last 15 of which the clip is for.
+    completions = 8 * args.per_device_train_batch_size
+    assert completions * args.steps_per_generation == 512 * 16
+    assert completions * args.gradient_accumulation_steps == 512
+    assert args.critic_pretraining_steps in (0, 50 * args.steps_per_generation // args.gradient_accumulation_steps)
 
 
 @pytest.mark.slow

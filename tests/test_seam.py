@@ -88,7 +88,7 @@ def test_every_name_of_trl_that_we_use_is_looked_at():
     used = names_used(sources("seam", "trainers").values()) & names_of_trl()
     ours = {"tools", "model", "args"}  # names of `Trainer` itself, public
     ours |= {"chat_template", "generation_config"}  # of a tokenizer, a model
-    ours |= {"vllm_tensor_parallel_size", "max_completion_length"}  # of the config
+    ours |= {"vllm_tensor_parallel_size", "max_completion_length", "generation_kwargs"}  # of the config
     assert used - ours - LISTED == set()
 
     imported = names_imported(sources().values())

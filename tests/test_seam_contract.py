@@ -208,3 +208,71 @@ def test_the_four_trainers_declare_what_they_add():
     assert set(declared_keys(VAPOTrainer)) == {"values", "returns", "critic_mask", "positive"}
     assert set(declared_keys(SPPOTrainer)) == {"values", "critic_prompts", "critic_targets"}
     assert declared_keys(GenACTrainer) == {"readings": "[B]"}
+
+
+# --- What is divided by what, and what is saved before what
+
+
+def test_completions_that_are_masked_as_truncated_are_not_in_what_the_loss_is_divided_by(model_dir, tmp_path):
+    trainer = make(model_dir, tmp_path, mask_truncated_completions=True, per_device_train_batch_size=8)
+    trainer.train()
+    ((ids, mask, advantages),) = trainer.rollouts_seen
+    tokens = mask.sum(1)
+    assert (tokens == 0).any() and (tokens > 0).any() and not advantages[tokens == 0].any()
+    expected = -advantages.double().sum() / tokens.sum()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-6)
+    assert (ids[tokens == 0] != trainer.processing_class.pad_token_id).any(), "there were tokens to be counted"
+
+
+class Saves(TokenCredit):
+    """Sees what is there already when it is to save its own."""
+
+    folders_of_networks = ("other",)
+
+    def save_networks(self, folder):
+        self.__dict__.setdefault("found", []).append(("networks", sorted(path.name for path in folder.glob("*"))))
+        (folder / "other").mkdir(parents=True)
+
+    def save_training_state(self, folder):
+        self.__dict__.setdefault("found", []).append(("state", sorted(path.name for path in folder.glob("*"))))
+
+    def push_to_hub(self, *args, **kwargs):
+        self.found.append(("push", sorted(path.name for path in (self.pushed_from / "").glob("*"))))
+
+
+def test_a_checkpoint_is_complete_and_a_model_pushed_when_all_networks_are_in_it(model_dir, tmp_path):
+    """`trainer_state.json` is by what `Trainer` tells that a checkpoint is complete: a kill before it costs nothing."""
+    trainer = make(model_dir, tmp_path, Saves, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert trainer.found == [("state", []), ("networks", [])]
+    assert {"other", "trainer_state.json", "model.safetensors"} <= {
+        p.name for p in (tmp_path / "checkpoint-1").iterdir()
+    }
+    trainer.args.push_to_hub, trainer.pushed_from = True, tmp_path / "published"
+    trainer.save_model(str(tmp_path / "published"))
+    (networks, found), (push, pushed) = trainer.found[2:]
+    assert (networks, found, push) == ("networks", [], "push") and {"other", "model.safetensors"} <= set(pushed)
+
+
+def test_a_mean_that_is_logged_is_over_all_micro_batches_since_the_last_log(model_dir, tmp_path):
+    trainer = make(model_dir, tmp_path)
+    trainer.model.train()
+    trainer.log_means("train", {"a": (torch.tensor(3.0), 2), "b": (torch.tensor(1.0), 0)})
+    trainer.log_means("train", {"a": (torch.tensor(9.0), torch.tensor(4))})
+    trainer.log({})
+    trainer.log_means("train", {"a": (torch.tensor(1.0), 1)})
+    trainer.log({})
+    first, second = trainer.state.log_history
+    assert (first["a"], second["a"]) == (2.0, 1.0) and "b" not in first
+
+
+def test_an_engine_of_vllm_beside_the_policys_is_set_as_the_policys_is(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_credit.seam.trainer.VLLMGeneration", dict)
+    settings = {"vllm_server_timeout": 7.0, "vllm_tensor_parallel_size": 2, "vllm_model_impl": "transformers"}
+    for trusts in (False, True):
+        trainer = make(model_dir, tmp_path, trust_remote_code=trusts, vllm_enable_sleep_mode=trusts, **settings)
+        asked = trainer.vllm_beside(trainer.model, trainer.processing_class, temperature=0.5)
+        assert asked["trust_remote_code"] is trusts and asked["enable_sleep_mode"] is trusts
+        assert (asked["server_timeout"], asked["tensor_parallel_size"]) == (7.0, 2)
+        assert (asked["model_impl"], asked["temperature"]) == ("transformers", 0.5)
+        assert asked["model"] is trainer.model

@@ -90,6 +90,7 @@ def missing(seen) -> list[str]:
 
     batches = getattr(trainer, "_buffered_inputs", None)
     need(isinstance(batches, list) and len(batches) == 4, "_buffered_inputs")
+    need(getattr(trainer, "_step", None) == 2 * 2, "_step: micro-batches that were trained on")
     steps, inputs = of("training_step"), of("_prepare_inputs")
     need([call[4] for call in steps] == [False, True], "training_step: sync_gradients")
     need(len(inputs) == len(steps) == 2, "_prepare_inputs: once a training step")
@@ -141,6 +142,11 @@ def missing(seen) -> list[str]:
 
 def test_what_a_critic_needs_is_there(model_dir, tmp_path):
     assert missing(run(model_dir, tmp_path)) == []
+
+
+def test_load_best_model_is_what_loads_the_best_model_when_the_training_ends():
+    assert "_load_best_model" in trl.GRPOTrainer._finalize_training.__code__.co_names
+    assert list(inspect.signature(trl.GRPOTrainer._load_best_model).parameters) == ["self"]
 
 
 def test_a_name_that_moves_is_named(model_dir, tmp_path, monkeypatch):

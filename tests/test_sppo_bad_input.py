@@ -39,12 +39,16 @@ def test_defaults_are_the_papers(tmp_path):
     assert (config.num_generations, config.critic_loss, config.reward_range) == (1, "bce", [0, 1])
     assert (config.critic_learning_rate, config.critic_pretraining_steps) == (5e-6, 0)
     assert (config.epsilon, config.epsilon_high, config.beta) == (0.2, None, 0)
-    assert (config.loss_type, config.scale_rewards, config.critic_initial_value) == ("dapo", "none", 0.5)
+    assert (config.loss_type, config.scale_rewards, config.critic_initial_value) == ("dapo", "none", None)
 
 
 @pytest.mark.parametrize(
     ("settings", "value"),
-    [({"reward_range": [-1, 3]}, 1.0), ({"critic_loss": "mse"}, 0.0), ({"critic_initial_value": 0.2}, 0.2)],
+    [
+        ({"reward_range": [-1, 3], "critic_initial_value": 1.0}, 1.0),
+        ({"critic_loss": "mse", "critic_initial_value": 7.0}, 7.0),
+        ({"critic_initial_value": 0.2}, 0.2),
+    ],
 )
 def test_the_initial_value_is_in_units_of_the_reward(settings, value, model_dir, tmp_path):
     trainer = make_trainer(model_dir, tmp_path, **settings)
@@ -95,7 +99,7 @@ def test_a_reward_outside_the_range_is_refused_with_the_two_ways_out(reward, set
     [(minus_one, {"critic_loss": "mse"}), (minus_one, {"reward_range": [-1, 1]}), (two, {"reward_range": [0, 2]})],
 )
 def test_both_ways_out_are_ways_out(reward, settings, model_dir, tmp_path):
-    trainer = make_trainer(model_dir, tmp_path, reward, **settings)
+    trainer = make_trainer(model_dir, tmp_path, reward, critic_initial_value=0.5, **settings)
     trainer.train()
     rollout = trainer.rollouts_seen[0]
     torch.testing.assert_close(rollout["advantages"], trainer.rewards_seen[0] - rollout["values"])

@@ -78,7 +78,7 @@ class Watched(VAPOTrainer):
 
 
 def make_trainer(model_dir, folder, reward=share_of_even, rollout=fixed_rollout, trainer=Watched, **settings):
-    arguments = {name: settings.pop(name, None) for name in ("critic", "peft_config")}
+    arguments = {name: settings.pop(name, None) for name in ("critic", "peft_config", "eval_dataset")}
     return trainer(
         model=str(model_dir) if not isinstance(model_dir, torch.nn.Module) else model_dir,
         reward_funcs=reward,
@@ -99,6 +99,7 @@ def samples_of(trainer, rollout, rewards, per_token=False):
         trained = rollout["tool_mask"][row][: len(completion)].bool().tolist() if "tool_mask" in rollout else None
         trained = trained or [True] * len(completion)
         reward = rewards[row].item()
+        is_cut_off = completion[-1] not in ends and len(completion) == LENGTH
         if reward != reward:
             per_step = None
         elif per_token:
@@ -106,5 +107,5 @@ def samples_of(trainer, rollout, rewards, per_token=False):
         else:
             last = max(t for t, is_trained in enumerate(trained) if is_trained)
             per_step = [reward * (t == last) for t in range(len(completion))]
-        samples.append(Sample(prompt, completion, trained, per_step, completion[-1] not in ends))
+        samples.append(Sample(prompt, completion, trained, per_step, is_cut_off))
     return samples

@@ -53,9 +53,10 @@ class CreditConfig(Options, GRPOConfig):
 
     def __post_init__(self):
         self.check_options()
-        if self.num_generations is not None and self.num_generations < 1:
+        fewest, why = (1, "") if self.allows_single_generation else (2, ": credit comes from comparing completions")
+        if self.num_generations is not None and self.num_generations < fewest:
             raise ValueError(
-                f"{type(self).__name__}: `num_generations` must be at least 1, got {self.num_generations}."
+                f"{type(self).__name__}: `num_generations` must be at least {fewest}, got {self.num_generations}{why}."
             )
         with _single_generation_allowed(self):
             super().__post_init__()

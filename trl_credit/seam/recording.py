@@ -1,5 +1,6 @@
 """What a run writes down, and what all of its processes know: the ground floor of [`CreditTrainer`]."""
 
+import math
 from typing import Any
 
 import torch
@@ -21,11 +22,14 @@ class RecordingSeam(GRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
-        # Rewards per token of the latest rollout: {reward function: {row of this process: list}}.
-        self._token_scores: dict[str, dict] = {}
+        # Of each reward function its rewards per token of the latest rollout: {row of this process: list}.
+        self._token_scores: list[dict[int, list[float]]] = [{} for _ in self.reward_funcs]
 
     def log_value(self, mode: str, name: str, value: float) -> None:
-        """Log a number that is the same on all processes; the log shows the mean of those since the last one."""
+        """
+        Log a number; the log shows the mean of those since the last one. What is logged is the main process's: let it
+        be a number that is the same on all, or one that each has of its own, as seconds.
+        """
         self._metrics[mode][name].append(value)
 
     def add_column(self, name: str, values: list) -> None:
@@ -79,9 +83,19 @@ class RecordingSeam(GRPOTrainer):
         assert self.args.steps_per_generation is not None  # set by `GRPOConfig`
         return self.args.steps_per_generation
 
+    @property
+    def _losses_of_rollout(self) -> int:
+        """How often a micro-batch of it is trained on, all iterations together."""
+        return self._rollout_parts * self.num_iterations
+
     def _steps_of(self, micro_batches: list[dict]) -> list[list[dict]]:
         size = self.args.gradient_accumulation_steps
         return [micro_batches[start : start + size] for start in range(0, len(micro_batches), size)]
+
+    @property
+    def _context(self) -> float:
+        """Most tokens that the policy reads, prompt and completion together; infinite if its config names none."""
+        return getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None) or math.inf
 
     def _causal_lm(self):
         model = self.accelerator.unwrap_model(self.model)

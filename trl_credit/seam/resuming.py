@@ -1,7 +1,14 @@
 """Where a run begins, or goes on: what TRL leaves out of it."""
 
+from pathlib import Path
+
+import torch
+from accelerate.logging import get_logger
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
+
+
+logger = get_logger(__name__)
 
 
 class BeginTraining(TrainerCallback):
@@ -13,6 +20,8 @@ class BeginTraining(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         checkpoint, self.trainer._resume_from = self.trainer._resume_from, None
         self.trainer._step_inputs = []
+        if checkpoint is not None:
+            resume_rollout(self.trainer, Path(checkpoint))
         if self.trainer._credit_log is not None:
             self.trainer._credit_log.begin_training(resumed=checkpoint is not None)
         self.trainer.begin_training(checkpoint)
@@ -20,6 +29,35 @@ class BeginTraining(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.trainer._credit_log is not None:
             self.trainer._credit_log.write()
+
+
+def save_rollout(trainer, folder: Path) -> None:
+    """Save what is left to do with a rollout in a checkpoint between two of its steps. Every process must call this."""
+    if trainer._step % trainer._losses_of_rollout:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({"step": trainer._step, "micro_batches": trainer._buffered_inputs}, _rollout_file(trainer, folder))
+
+
+def resume_rollout(trainer, folder: Path) -> None:
+    """Go on with the rollout of a checkpoint between two of its steps, which TRL would generate anew."""
+    trainer._step, trainer._buffered_inputs = 0, None
+    file, step = _rollout_file(trainer, folder), trainer.state.global_step * trainer.args.gradient_accumulation_steps
+    if file.is_file():
+        with torch.serialization.safe_globals(list(trainer.rollout_types)):
+            rollout = torch.load(file, map_location=trainer.accelerator.device, weights_only=True)
+        if len(rollout["micro_batches"]) == trainer._rollout_parts and rollout["step"] == step:
+            trainer._step, trainer._buffered_inputs = rollout["step"], rollout["micro_batches"]
+    if step % trainer._losses_of_rollout and trainer._buffered_inputs is None:
+        logger.warning(
+            f"{folder} was made between two steps of a rollout and holds none that {trainer.accelerator.num_processes} "
+            f"processes with `steps_per_generation={trainer._rollout_parts}` could go on with: it is generated anew. "
+            "The run is another from here."
+        )
+
+
+def _rollout_file(trainer, folder: Path) -> Path:
+    accelerator = trainer.accelerator
+    return folder / f"rollout_{accelerator.process_index}_of_{accelerator.num_processes}.pt"
 
 
 class ResumableSampler(Sampler):

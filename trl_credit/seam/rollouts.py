@@ -19,6 +19,8 @@ class RolloutSeam(SamplingSeam):
     # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
     # Those of all base classes belong to it.
     rollout_keys: dict[str, str] = {}
+    # Classes of what is in their lists, for a checkpoint holds a rollout that is not done with.
+    rollout_types: tuple[type, ...] = ()
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         """
@@ -50,27 +52,54 @@ class RolloutSeam(SamplingSeam):
         return trained_tokens(inputs)
 
     def is_cut_off(self, rollout: dict) -> torch.Tensor:
-        """Which completions ran out of room before an EOS token, shape `(B,)`; False where all is masked."""
+        """
+        Which completions ran out of room, shape `(B,)`: they have no EOS token at the end, and no room for another
+        token.
+
+        A shorter one without EOS has ended on its own: at a stop string, or where a rollout function ended it. If a
+        vLLM server has a shorter context than the model, that is not known here.
+
+        Args:
+            rollout (`dict`):
+                TRL's, or a micro-batch.
+
+        Returns:
+            `torch.Tensor`: Boolean; False where all of a completion is masked.
+        """
         mask = rollout["completion_mask"].bool()
-        last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
-        last_ids = rollout["completion_ids"].gather(1, last)
+        lengths = mask.sum(1)
+        last_ids = rollout["completion_ids"].gather(1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)
         ends = torch.tensor([*self.eos_token_ids, self._tokenizer.pad_token_id], device=last_ids.device)
-        return ~torch.isin(last_ids, ends).squeeze(1) & mask.any(1)
+        generation: Any = self.args.generation_kwargs or {}
+        limits = [self.max_completion_length, *(generation.get(name) for name in ("max_new_tokens", "max_tokens"))]
+        room = min((limit for limit in limits if limit is not None), default=0)
+        context = (self.use_vllm and self.args.vllm_max_model_length) or self._context
+        is_full = (lengths >= room) | (rollout["prompt_mask"].sum(1) + lengths >= context)
+        return ~torch.isin(last_ids, ends) & is_full & mask.any(1)
+
+    @property
+    def reward_scores(self) -> torch.Tensor:
+        """
+        Each reward function's reward for each completion of this process's latest rollout, shape `(B, F)`, in the order
+        of `reward_func_names`; NaN where it gave none.
+        """
+        start = self.accelerator.process_index * len(self.rollout_rows)
+        return self._scores[start : start + len(self.rollout_rows)]
 
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
         The rewards of a rollout, placed on its tokens.
 
         Returns:
-            `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions returned one number per completion;
-            otherwise `(B, T)`, where such numbers are at the last trained token.
+            `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
+            else `(B, T)`, with these numbers at the last trained token, and 0 where a function does not score a token.
         """
-        if not any(self._token_scores.values()):
+        if not any(self._token_scores):
             return rewards
         mask = trained_tokens(rollout)
         on_tokens = torch.zeros(mask.shape, device=mask.device)
-        for name, weight in zip(self.reward_func_names, self.reward_weights.tolist(), strict=True):
-            for row, scores in self._token_scores.get(name, {}).items():
+        for scores_of_rows, weight in zip(self._token_scores, self.reward_weights.tolist(), strict=True):
+            for row, scores in scores_of_rows.items():
                 on_tokens[row, : len(scores)] += weight * torch.tensor(scores, device=mask.device)
         last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
         rest = torch.nan_to_num(rewards) - on_tokens.sum(1)
@@ -90,13 +119,12 @@ class RolloutSeam(SamplingSeam):
         Yields:
             `list[list[dict]]`: The micro-batches of each optimizer step that a rollout provides.
         """
-        repeats = self._rollout_parts * self.num_iterations
         loader = self.get_train_dataloader()
         number = 0
         for epoch in itertools.count():
             if hasattr(loader, "set_epoch"):
                 loader.set_epoch(epoch)
-            batches = itertools.islice(iter(loader), 0, None, repeats)
+            batches = itertools.islice(iter(loader), 0, None, self._losses_of_rollout)
             empty = True
             while True:
                 with torch.random.fork_rng(devices=[]):  # a loader draws a seed that it has no use for
@@ -136,17 +164,16 @@ class RolloutSeam(SamplingSeam):
 
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
-        context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
-            if context is not None and len(ids) >= context:
+            if len(ids) >= self._context:
                 raise ValueError(
-                    f"A prompt has {len(ids)} tokens, and the model's context of {context} leaves no room for a "
+                    f"A prompt has {len(ids)} tokens, and the model's context of {self._context} leaves no room for a "
                     f"completion. Shorten it or drop it from the dataset. It begins: {str(prompt)[:200]!r}"
                 )
         return tokenized
 
     def _calculate_rewards(self, *args, **kwargs):
-        for scores_of_rows in self._token_scores.values():
+        for scores_of_rows in self._token_scores:
             scores_of_rows.clear()
         scores = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, reward functions)
         if torch.isinf(scores).any():
@@ -178,8 +205,9 @@ class RolloutSeam(SamplingSeam):
         own = slice(start, start + len(inputs))
         if self._credit_log is not None and self._mode == "train":
             scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
-            losses = self._rollout_parts * self.num_iterations
-            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards[own], scores, losses)
+            self._credit_log.begin_rollout(
+                self.state.global_step, rollout, rewards[own], scores, self._losses_of_rollout
+            )
         known = set(rollout)
         rollout = self.assign_credit(rollout, rewards[own], self._mode)
         check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)

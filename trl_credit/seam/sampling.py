@@ -62,8 +62,7 @@ class SamplingSeam(LossSeam):
         if self.use_vllm or self.use_transformers_continuous_batching:
             chunks = [list(range(len(prefixes)))] if prefixes else []
         else:
-            context = getattr(self._causal_lm().config.get_text_config(), "max_position_embeddings", None)
-            chunks = _chunks([len(ids) for ids in prefixes], rooms, batch_tokens, context or float("inf"))
+            chunks = _chunks([len(ids) for ids in prefixes], rooms, batch_tokens, self._context)
         most_chunks = self.most(len(chunks))
         continuations: list[list[int]] = [[] for _ in prefixes]
         ends = set(self.eos_token_ids)
@@ -228,7 +227,7 @@ class SamplingSeam(LossSeam):
             "rollout_func": None,
         }
         kept = {name: getattr(self, name) for name in replaced}
-        token_scores = {name: dict(of_rows) for name, of_rows in self._token_scores.items()}
+        token_scores = [dict(of_rows) for of_rows in self._token_scores]
         tokens_seen, mode = self.state.num_input_tokens_seen, self._mode
         seed = self._next_seed()
         self.__dict__.update(replaced)
@@ -238,9 +237,9 @@ class SamplingSeam(LossSeam):
             finally:
                 self.__dict__.update(kept)
                 self.state.num_input_tokens_seen = tokens_seen
-                for name, of_rows in self._token_scores.items():
+                for of_rows, kept_of_rows in zip(self._token_scores, token_scores, strict=True):
                     of_rows.clear()
-                    of_rows.update(token_scores[name])
+                    of_rows.update(kept_of_rows)
                 if self._mode != mode:  # continuous batching leaves the policy in training mode
                     self.model.train(mode == "train")
 

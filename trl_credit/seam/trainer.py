@@ -1,11 +1,13 @@
 """The base of every trainer: hooks for credit, services for them, and the run around them."""
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -16,9 +18,14 @@ from trl.trainer.utils import get_config_model_id
 from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
-from .resuming import BeginTraining, ResumableSampler
+from .resuming import BeginTraining, ResumableSampler, save_rollout
 from .rollouts import RolloutSeam
-from .user_functions import checked_reward_func, checked_rollout_func
+from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
+
+
+logger = get_logger(__name__)
+# With fewer in a logging interval, steps without a gradient are bad luck.
+_ENOUGH_STEPS = 5
 
 
 class CreditTrainer(RolloutSeam):
@@ -27,7 +34,8 @@ class CreditTrainer(RolloutSeam):
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
     folders_of_networks: tuple[str, ...] = ()
-    # Whether a reward function may return a list of rewards for a completion, one per token.
+    # Whether a reward function may return a list of rewards for a completion, one per token. In it `None` is a token
+    # that the function does not score, and a list of these alone a completion that it does not.
     takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
@@ -44,15 +52,26 @@ class CreditTrainer(RolloutSeam):
                 f"{type(self).__name__} needs `args` to be a {self.config_class.__name__}, got {type(args).__name__}."
             )
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self.reward_func_names = distinct_names(self.reward_func_names)
         self.reward_funcs = [
-            func if isinstance(func, nn.Module) else checked_reward_func(func, name, self._token_scores_of(name))
-            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+            func
+            if isinstance(func, nn.Module)
+            else checked_reward_func(func, name, token_scores if self.takes_token_rewards else None)
+            for func, name, token_scores in zip(
+                self.reward_funcs, self.reward_func_names, self._token_scores, strict=True
+            )
         ]
+        # TRL knows the ends of the model's config. At another one that the user names it would go on: to it the padding
+        # behind is text that the policy wrote.
+        self.eos_token_ids = [*dict.fromkeys([*self.eos_token_ids, *stop_token_ids(args.generation_kwargs)])]
         if self.rollout_func is not None:
             self.rollout_func = checked_rollout_func(self.rollout_func)
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
         self._resume_from: str | None = None
         self._moves_policy = True  # see `run_without_training`
+        self._name_in_stage: Callable[[str], str] | None = None  # see `logging_as`
+        self._steps_without_gradient = 0
+        self._warned: set[str] = set()
         if args.log_credit:
             self._credit_log = CreditLog(args, self.accelerator, self._tokenizer, self._name)
         if self.scores_continuations:
@@ -76,7 +95,36 @@ class CreditTrainer(RolloutSeam):
     def save_training_state(self, folder: Path) -> None:
         """Called on every process when a checkpoint is made: save what a resumed run needs."""
 
+    def load_networks(self, folder: Path) -> None:
+        """Called on every process when the best policy is loaded at the end: load other networks from beside it."""
+
     # --- Services for the hooks
+
+    def warn_once(self, text: str) -> None:
+        """Warn on the main process, of the same thing once in the life of this trainer."""
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(text)
+
+    @contextmanager
+    def logging_as(self, stage: str, step: int, name: Callable[[str], str]):
+        """
+        What is logged inside belongs to a stage before the training, with names and an x-axis of its own.
+
+        Args:
+            stage (`str`):
+                Its name, which tables of completions then bear.
+            step (`int`):
+                The step that integrations and tables are told.
+            name (`Callable`):
+                What a metric is called there.
+        """
+        global_step = self.state.global_step
+        self._stage, self._name_in_stage, self.state.global_step = stage, name, step
+        try:
+            yield
+        finally:
+            self._name_in_stage, self.state.global_step = None, global_step
 
     def run_without_training(self, checkpoint: str | bool | None = None) -> None:
         """
@@ -147,18 +195,38 @@ class CreditTrainer(RolloutSeam):
                 f"The gradient norm of step {self.state.global_step} is {float(norm)}: training stops here rather than "
                 "step to broken weights; checkpoints are as they were."
             )
+        self._steps_without_gradient = self._steps_without_gradient + 1 if norm == 0 else 0
         return norm
 
-    def log(self, *args, **kwargs):
-        """As TRL's, with the metrics of `log_means`."""
+    def log(self, logs, *args, **kwargs):
+        """As TRL's, with the metrics of `log_means`, and under the names of a stage."""
         self.begin_log(self._mode)
+        metrics = self._metrics[self._mode]
         if sums := self._sums[self._mode]:
             totals = self.accelerator.reduce(torch.stack(list(sums.values())), reduction="sum").tolist()
             for name, (total, count) in zip(sums, totals, strict=True):
                 if count:
-                    self._metrics[self._mode][name] = [total / count]
+                    metrics[name] = [total / count]
             sums.clear()
-        super().log(*args, **kwargs)
+        if self._mode == "train" and self._steps_without_gradient >= max(self.args.logging_steps, _ENOUGH_STEPS):
+            self.warn_once(
+                "The gradient of the policy is exactly 0, and has been for a whole logging interval: it learns "
+                "nothing. Usual causes: rewards that are all the same, advantages that are all 0, a mask that leaves "
+                "no token."
+            )
+        if self._name_in_stage is None:
+            return super().log(logs, *args, **kwargs)
+        for name in list(metrics):
+            metrics[self._name_in_stage(name)] = metrics.pop(name)
+        prefix = "eval_" if self._mode == "eval" else ""
+        logs = {
+            name if name == "epoch" else prefix + self._name_in_stage(name.removeprefix(prefix)): value
+            for name, value in logs.items()
+        }
+        super().log(logs, *args, **kwargs)
+        table = Path(str(self.args.output_dir), "completions", f"completions_{self.state.global_step:05d}.parquet")
+        if self.log_completions and self.is_world_process_zero() and table.exists():
+            table.rename(table.with_name(f"{self._stage}_{self.state.global_step:05d}.parquet"))
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -206,6 +274,7 @@ class CreditTrainer(RolloutSeam):
         if not self.args.save_only_model:
             # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_rollout(self, folder)
             self.save_training_state(folder)
         super()._save_checkpoint(model, trial)
 
@@ -224,6 +293,10 @@ class CreditTrainer(RolloutSeam):
                     (Path(view) / path.name).symlink_to(path)
             return super()._load_from_checkpoint(view, model)
 
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.load_networks(Path(str(self.state.best_model_checkpoint)))
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         self._resume_from = checkpoint
@@ -233,11 +306,6 @@ class CreditTrainer(RolloutSeam):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             add_credit_section(Path(str(self.args.output_dir), "README.md"), self, CreditConfig)
-
-    # --- Inside the wrapped methods
-
-    def _token_scores_of(self, name: str) -> dict | None:
-        return self._token_scores.setdefault(name, {}) if self.takes_token_rewards else None
 
 
 def critic_source(model):

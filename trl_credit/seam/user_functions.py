@@ -1,6 +1,7 @@
-"""What users hand over, checked: reward functions and rollout functions, with errors that say what is wrong."""
+"""What users hand over, read and checked: reward functions, rollout functions, where generation stops."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable
 from numbers import Real
@@ -13,22 +14,54 @@ from trl.trainer.utils import is_async_callable
 logger = get_logger(__name__)
 
 
+def distinct_names(names: list[str]) -> list[str]:
+    """Names of reward functions, by which metrics and columns go: the second `reward` is `reward_2`."""
+    distinct: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        distinct.append(name if name not in distinct else next(new for new in numbered if new not in distinct))
+    return distinct
+
+
 def checked_reward_func(func, name: str, token_scores: dict | None = None):
     """
     `func`, with an error that says which reward is not one. TRL itself checks their number. Rewards per token go to
-    `token_scores`, if there is one, and their sum to TRL.
+    `token_scores`, if there is one, and their sum to TRL: tokens that are `None` or NaN are not scored, which is 0, and
+    a completion of which no token is scored is not.
     """
 
+    def check_number(reward, where):
+        if not (isinstance(reward, Real) or (hasattr(reward, "item") and torch.as_tensor(reward).numel() == 1)):
+            raise TypeError(
+                f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for {where}. A reward must be "
+                "a finite number, or None for what it does not score."
+            )
+        if math.isnan(reward):
+            logger.warning(f"Reward function {name!r} returned NaN for {where}: it counts as not scored.")
+
     def check_tokens(row, scores, completion_ids):
-        scores = [float(score) for score in scores]
         if completion_ids is not None and len(scores) != len(completion_ids[row]):
             raise ValueError(
                 f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which "
                 f"has {len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
             )
+        numbers = []
+        for token, score in enumerate(scores):
+            where = f"token {token} of completion {row}"
+            if score is not None:
+                check_number(score, where)
+            number = math.nan if score is None else float(score)
+            if math.isinf(number):
+                raise ValueError(
+                    f"Reward function {name!r} returned {number} for {where}. A reward must be a finite number, or "
+                    "None for what it does not score."
+                )
+            numbers.append(number)
+        if all(map(math.isnan, numbers)):
+            return None
         assert token_scores is not None
-        token_scores[row] = scores
-        return sum(scores)
+        token_scores[row] = [0.0 if math.isnan(number) else number for number in numbers]
+        return sum(token_scores[row])
 
     def check(rewards, completion_ids=None):
         if isinstance(rewards, list) and token_scores is not None:
@@ -44,14 +77,8 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
             )
         rewards = list(rewards)  # a generator can be read only once
         for row, reward in enumerate(rewards):
-            number = isinstance(reward, Real) or (hasattr(reward, "item") and torch.as_tensor(reward).numel() == 1)
-            if not (number or reward is None):
-                raise TypeError(
-                    f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for completion {row}. A "
-                    "reward must be a finite number, or None for a completion that it does not score."
-                )
-            if number and math.isnan(reward):
-                logger.warning(f"Reward function {name!r} returned NaN for completion {row}: it counts as not scored.")
+            if reward is not None:
+                check_number(reward, f"completion {row}")
         return rewards
 
     if is_async_callable(func):
@@ -66,6 +93,12 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
             return check(func(*args, **kwargs), kwargs.get("completion_ids"))
 
     return checked
+
+
+def stop_token_ids(generation_kwargs: dict | None) -> list[int]:
+    """Tokens at which `generation_kwargs` ends completions, by their names in transformers and in vLLM."""
+    given = [(generation_kwargs or {}).get(name) for name in ("eos_token_id", "stop_token_ids")]
+    return [token for tokens in given for token in ([tokens] if isinstance(tokens, int) else tokens or [])]
 
 
 def checked_rollout_func(func):

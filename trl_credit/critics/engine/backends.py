@@ -1,5 +1,6 @@
 """How a second network is split over processes: alone or with DDP, by DeepSpeed, by FSDP2."""
 
+import math
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -66,13 +67,19 @@ class LocalBackend:
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         loss.backward()
 
-    def step(self) -> float:
-        """Clip, step, forget the gradients; returns their norm before the clip."""
+    def step(self) -> float | None:
+        """Clip, step if the norm is finite, forget the gradients; returns their norm before the clip, if known."""
         limit = self.max_grad_norm or torch.inf
-        norm = nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.requires_grad], limit)
-        self.optimizer.step()
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        norm = float(_whole_tensor(nn.utils.clip_grad_norm_(trained, limit)))
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return _whole_tensor(norm).item()
+        return norm
+
+    def fill(self, parameter: nn.Parameter, value: float) -> None:
+        """Set all of a parameter to a number. Every process must call this."""
+        parameter.fill_(value)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights, whole, on the main process at least. Every process must call this."""
@@ -180,12 +187,15 @@ class DeepSpeedBackend(LocalBackend):
             train_batch_size=processes,
             gradient_clipping=max_grad_norm,
             zero_force_ds_cpu_optimizer=False,
+            zero_allow_untested_optimizer=True,
         )
         for precision in ("bf16", "fp16"):
             section = config.get(precision, {})
             if section.get("enabled") == "auto":
                 section["enabled"] = self.accelerator.mixed_precision == precision
             config[precision] = {key: value for key, value in section.items() if value != "auto"}
+        if config["bf16"].get("enabled"):
+            config["bf16"]["check_grad_overflow"] = True
         if config["fp16"].get("enabled"):
             raise ValueError("A critic cannot be trained with fp16, whose gradients underflow. Use bf16 or float32.")
         zero = config.get("zero_optimization", {})
@@ -201,9 +211,21 @@ class DeepSpeedBackend(LocalBackend):
         self.module.backward(loss)
 
     def step(self):
-        self.module.step()
+        self.module.step()  # which leaves out a step whose gradient is not finite
+        if getattr(self.module.optimizer, "overflow", False):
+            return math.inf
         norm = self.module.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return None if norm is None else float(norm)
+
+    def fill(self, parameter, value):
+        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+            parameter.data.fill_(value)
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        # The optimizer has a copy in float32.
+        safe_set_full_fp32_param(parameter, torch.full(shape, value, device=self.accelerator.device))
 
     def weights(self):
         if self.stage != 3:

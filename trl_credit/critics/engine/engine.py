@@ -1,5 +1,6 @@
 """A second network trained beside the policy: its optimizer, schedule, clipping, processes and checkpoints."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,12 +9,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_peft_model
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .backends import STATE_FILE, make_backend
+
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -23,17 +28,23 @@ class CriticOptimization:
 
     Args:
         learning_rate (`float`):
-            Peak learning rate of AdamW.
-        total_steps (`int`):
-            Number of updates in the whole run, for schedules that end.
+            Peak learning rate.
+        head (`frozenset[str]`, *optional*):
+            Names of the parameters with their own learning rate.
+        head_learning_rate (`float`, *optional*):
+            Their peak learning rate. Default: `learning_rate`.
+        optimizer (`type`, *optional*, defaults to `torch.optim.AdamW`):
+            Class of the optimizer.
+        optimizer_kwargs (`dict`, *optional*):
+            Its arguments besides rates and weight decay.
         scheduler (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Name of a schedule of transformers.
         warmup_steps (`int`, *optional*, defaults to `0`):
             Updates of linear warm-up.
+        scheduler_kwargs (`dict`, *optional*):
+            Further arguments of the schedule.
         weight_decay (`float`, *optional*, defaults to `0.0`):
             Applied to matrices only, not to biases and norms.
-        betas, eps:
-            Of AdamW.
         max_grad_norm (`float`, *optional*, defaults to `1.0`):
             Norm to which gradients are clipped; 0 for no clipping.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -43,12 +54,14 @@ class CriticOptimization:
     """
 
     learning_rate: float
-    total_steps: int
+    head: frozenset[str] = frozenset()
+    head_learning_rate: float | None = None
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    optimizer_kwargs: dict = field(default_factory=dict)
     scheduler: str = "constant_with_warmup"
     warmup_steps: int = 0
+    scheduler_kwargs: dict | None = None
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     gradient_checkpointing_kwargs: dict | None = field(default_factory=lambda: {"use_reentrant": False})
@@ -57,6 +70,9 @@ class CriticOptimization:
 class CriticEngine:
     """
     Trains a network beside the policy, on the same processes and with the same kind of sharding.
+
+    Trained weights are kept in float32, and compute in the dtype they were loaded in: most updates are smaller than
+    half of a bfloat16's last digit.
 
     It does not know what the network is for: callers supply the loss. An update takes all micro-batches of an optimizer
     step at once, so that its loss is one mean over everything that counts, across micro-batches and processes.
@@ -76,20 +92,60 @@ class CriticEngine:
     def __init__(self, network: nn.Module, accelerator: Accelerator, settings: CriticOptimization):
         self.network, self.accelerator, self.settings = network, accelerator, settings
         self.steps = 0
+        self._peak_rates: list[float] = []  # of the optimizer's groups
         self.checkpointing_kwargs: dict = {}
         if settings.gradient_checkpointing:
             self.checkpointing_kwargs = _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
+        self._compute_dtype = _keep_in_float32(network, accelerator)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
         self.network = self.backend.network
         self.module.eval()
-        self.schedule = get_scheduler(
-            settings.scheduler, self.backend.optimizer, settings.warmup_steps, max(settings.total_steps, 1)
-        )
+        self.schedule: Any = None  # see `begin`
+        self._saved_schedule: dict | None = None
 
     @property
     def module(self) -> Any:
         """The network as it is wrapped: call this one."""
         return self.backend.module
+
+    def begin(self, total_steps: int) -> None:
+        """
+        Begin training: the schedule starts at the first update, or where the training restored by [`load_state`] left
+        off.
+
+        Args:
+            total_steps (`int`):
+                Number of updates in the whole training, for schedules that end.
+        """
+        groups = self.backend.optimizer.param_groups
+        for group, rate in zip(groups, self._peak_rates, strict=True):
+            group["lr"] = group["initial_lr"] = rate
+        self.schedule = get_scheduler(
+            self.settings.scheduler,
+            self.backend.optimizer,
+            self.settings.warmup_steps,
+            max(total_steps, 1),
+            self.settings.scheduler_kwargs,
+        )
+        if self._saved_schedule is not None:
+            self.schedule.load_state_dict(self._saved_schedule)
+            for group, rate in zip(groups, self.schedule.get_last_lr(), strict=True):
+                group["lr"] = rate
+            self._saved_schedule = None
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The rates of the next update: `learning_rate`, and `head_learning_rate` where it is another."""
+        own = self.settings.learning_rate
+        return {
+            "learning_rate" if peak == own else "head_learning_rate": group["lr"]
+            for peak, group in zip(self._peak_rates, self.backend.optimizer.param_groups, strict=True)
+        }
+
+    @torch.no_grad()
+    def fill(self, parameter: str, value: float) -> None:
+        """Set all of a parameter to a number. Every process must call this."""
+        self.backend.fill(self.network.get_parameter(parameter), value)
 
     @property
     def num_processes(self) -> int:
@@ -103,15 +159,16 @@ class CriticEngine:
         """A tensor of all processes, of one shape on each, along its first dimension."""
         return self.accelerator.gather(x)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.schedule.get_last_lr()[0]
-
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
-        with self.accelerator.autocast():
+        with self._autocast():
             return forward(self.module)
+
+    def _autocast(self):
+        if self._compute_dtype is None:
+            return self.accelerator.autocast()
+        return torch.autocast(self.accelerator.device.type, self._compute_dtype)
 
     def update(
         self,
@@ -132,12 +189,13 @@ class CriticEngine:
                 `count(micro_batch)`, how many items count in it, a scalar tensor.
 
         Returns:
-            `dict`: `loss`, `grad_norm` before clipping and `learning_rate`; `None` if nothing counts anywhere, in which
-            case nothing is changed.
+            `dict`: `loss`, `grad_norm` before clipping and [`learning_rates`]; `None` if nothing counts anywhere, in
+            which case nothing is changed.
 
         Raises:
-            FloatingPointError: If the loss is not finite; the weights are left as they were.
+            FloatingPointError: If the loss or its gradient is not finite; the weights are left as they were.
         """
+        assert self.schedule is not None, "`begin` comes before the first update"
         total = self._total(sum(count(micro_batch) for micro_batch in micro_batches))
         if total == 0:
             return None
@@ -147,7 +205,7 @@ class CriticEngine:
             for i, micro_batch in enumerate(micro_batches):
                 last = i + 1 == len(micro_batches)
                 with self.backend.micro_batch(last):
-                    with self.accelerator.autocast():
+                    with self._autocast():
                         value = loss(self.module, micro_batch)
                     # Every engine averages gradients over processes.
                     self.backend.backward(value * (self.accelerator.num_processes / total), last)
@@ -160,11 +218,20 @@ class CriticEngine:
                 f"The critic's loss is {mean} in its update {self.steps + 1}: training stops here rather than go on "
                 "with broken weights. Usual causes: a learning rate that is too high, rewards of very different sizes."
             )
-        rate = self.learning_rate
+        rates = self.learning_rates
         norm = self.backend.step()
+        if norm is None:  # DeepSpeed was told not to look at it
+            norm = math.nan
+        elif not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient norm of the critic is {norm} in its update {self.steps + 1}, of a loss of {mean:g}: "
+                "training stops here rather than step to broken weights; those of the critic are as they were. The "
+                "policy has no part in it. Usual causes: an overflow in the critic's backward pass, weights of the "
+                "critic that were broken before."
+            )
         self.schedule.step()
         self.steps += 1
-        return {"loss": mean, "grad_norm": norm, "learning_rate": rate}
+        return {"loss": mean, "grad_norm": norm, **rates}
 
     def save(self, folder: str | Path) -> None:
         """Save the network in plain `save_pretrained` form. Every process must call this."""
@@ -176,13 +243,14 @@ class CriticEngine:
     def save_state(self, folder: str | Path, **counters: int) -> None:
         """Save optimizer, schedule and counters beside it. Every process must call this."""
         Path(folder).mkdir(parents=True, exist_ok=True)
+        assert self.schedule is not None, "`begin` comes before the first checkpoint"
         extra = {"schedule": self.schedule.state_dict(), "steps": self.steps, "counters": counters}
         self.backend.save_state(Path(folder), extra)
         self.accelerator.wait_for_everyone()
 
     def load_state(self, folder: str | Path, network_folder: str | Path) -> dict[str, int]:
         """
-        Continue where [`save`] and [`save_state`] left off.
+        Continue where [`save`] and [`save_state`] left off, once [`begin`] is called.
 
         Args:
             folder (`str` or `Path`):
@@ -204,40 +272,61 @@ class CriticEngine:
             return type(self.backend.network).from_pretrained(network_folder, dtype=_dtype(self.network))
 
         extra = self.backend.load_state(folder, load_saved_network)
-        self.schedule.load_state_dict(extra["schedule"])
+        self._saved_schedule = extra["schedule"]
         self.steps = extra["steps"]
         return extra["counters"]
 
-    def go_back(self, folder: str | Path) -> None:
+    def go_back(self, folder: str | Path, network_folder: str | Path) -> None:
         """
-        Restore the network and its optimizer as [`save`] and [`save_state`] left them in one folder. The update count
-        and the schedule continue.
+        Restore the network and its optimizer as [`save`] and [`save_state`] left them. The update count and the
+        schedule continue. Arguments are those of [`load_state`].
         """
-        steps, schedule = self.steps, self.schedule.state_dict()
-        self.load_state(folder, folder)
-        self.steps = steps
-        self.schedule.load_state_dict(schedule)
+        steps = self.steps
+        self.load_state(folder, network_folder)
+        self.steps, self._saved_schedule = steps, None
         for group, rate in zip(self.backend.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        trained = [p for p in network.parameters() if p.requires_grad]
-        matrices = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) > 1]
-        rest = [p for p in trained if len(getattr(p, "ds_shape", p.shape)) <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.settings.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+        settings = self.settings
+        head_rate = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
+        members: dict[tuple, list] = {}  # parameters by rate and whether they decay
+        for name, p in network.named_parameters():
+            if p.requires_grad:
+                rate = head_rate if name in settings.head else settings.learning_rate
+                is_matrix = len(getattr(p, "ds_shape", p.shape)) > 1
+                members.setdefault((rate != settings.learning_rate, not is_matrix), []).append(p)
+        groups: list[dict[str, Any]] = [
+            {
+                "params": parameters,
+                "lr": head_rate if is_head else settings.learning_rate,
+                "weight_decay": 0.0 if spared else settings.weight_decay,
+            }
+            for (is_head, spared), parameters in sorted(members.items(), key=lambda item: item[0])
         ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.settings.learning_rate,
-            betas=self.settings.betas,
-            eps=self.settings.eps,
-        )
+        self._peak_rates = [group["lr"] for group in groups]
+        return settings.optimizer(groups, **{"lr": settings.learning_rate, **settings.optimizer_kwargs})  # type: ignore
 
     def _total(self, x) -> float:
         x = torch.as_tensor(x, dtype=torch.float64, device=self.accelerator.device)
         return self.accelerator.reduce(x, reduction="sum").item()
+
+
+def _keep_in_float32(network: nn.Module, accelerator: Accelerator) -> torch.dtype | None:
+    """Trained weights of lower precision in float32; returns what they are to compute in, or `None` for no change."""
+    low = [p for p in network.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if not low or (accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16"):
+        return None  # DeepSpeed has float32 copies of its own
+    if any(hasattr(p, "ds_id") for p in low):
+        logger.warning(
+            f"The critic's weights are {low[0].dtype}, which ZeRO-3 has split already, and without `bf16` it keeps no "
+            "copy of them in float32: most updates will be lost to rounding. Load the critic with "
+            '`critic_model_init_kwargs={"dtype": "float32"}`, or train with `bf16=True`.'
+        )
+        return None
+    for p in low:
+        p.data = p.data.float()
+    return torch.bfloat16
 
 
 def _dtype(network: nn.Module) -> torch.dtype:

@@ -1,9 +1,14 @@
 from dataclasses import dataclass, field
 
+from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
-from ...options import at_least, unless
+from ...options import at_least, one_of, unless
 from ...seam.config import NO_GROUP, CreditConfig
+
+
+# By default, see docs/results/critic_rates.md.
+HEAD_LEARNING_RATE = 1e-3
 
 
 @dataclass
@@ -19,9 +24,9 @@ class CriticConfig(CreditConfig):
             policy's.
         critic_model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` for the critic, e.g. `{"dtype": "bfloat16"}`.
-        critic_initial_value (`float`, *optional*, defaults to `0.0`):
-            What a fresh head outputs everywhere before its first update. Setting it to the mean reward, if you know it,
-            saves the critic some steps.
+        critic_initial_value (`float`, *optional*):
+            What a fresh head outputs everywhere before its first update. Default: the mean reward of the first rollout.
+            A head that comes with the critic's checkpoint is left as it is.
         critic_peft_config (`dict`, *optional*):
             Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its weights,
             e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer argument of the same name takes any
@@ -30,10 +35,18 @@ class CriticConfig(CreditConfig):
             Make the critic a second adapter and a head on the policy's base, so that the base is in memory only once.
             For policies with adapters, on one process or with DDP. `critic_peft_config` describes the adapter, by
             default one like the policy's.
-        critic_learning_rate (`float`, *optional*, defaults to `2e-6`):
-            Learning rate of the critic's AdamW.
+        critic_learning_rate (`float`, *optional*, defaults to `1e-4`):
+            Learning rate of the critic's weights, or adapters, below its head.
+        critic_head_learning_rate (`float`, *optional*):
+            Learning rate of the critic's head. Default: 1e-3, or `critic_learning_rate` where that is higher, or 0.
+        critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
+            Optimizer of the critic, with the same names as `optim`. Betas and ε are the policy's.
+        critic_optim_args (`str`, *optional*):
+            Its arguments, in the format of `optim_args`.
         critic_lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
-            Schedule of the critic's learning rate, over its own updates, pretraining included.
+            Schedule of the critic's learning rates, over its own updates, pretraining included.
+        critic_lr_scheduler_kwargs (`dict`, *optional*):
+            Its arguments, like `lr_scheduler_kwargs`.
         critic_warmup_steps (`int`, *optional*, defaults to `0`):
             Updates of linear warm-up.
         critic_weight_decay (`float`, *optional*, defaults to `0.0`):
@@ -51,6 +64,9 @@ class CriticConfig(CreditConfig):
         critic_pretraining_explained_variance_threshold (`float`, *optional*):
             End pretraining early once the explained variance over one rollout is at least this. If both thresholds are
             set, both must hold.
+        positive_reward_funcs (`list[str]`, *optional*):
+            Names of the reward functions that decide which completions are right, or positive: every one of them that
+            scores a completion must say so. Default: all with a positive weight.
         critic_hub_model_id (`str`, *optional*):
             Separate repository to which the critic is pushed. Default: the folder `critic` of the policy's repository.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
@@ -61,17 +77,25 @@ class CriticConfig(CreditConfig):
     > are equal), so that the samples of an optimizer step are known when it begins.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["critic_model_init_kwargs", "critic_peft_config"]
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
+        "critic_model_init_kwargs",
+        "critic_peft_config",
+        "critic_lr_scheduler_kwargs",
+    ]
 
     restricted = NO_GROUP
 
     critic_model_name_or_path: str | None = None
     critic_model_init_kwargs: dict | str | None = field(default=None, metadata=unless(critic_share_base=True))
-    critic_initial_value: float = 0.0
+    critic_initial_value: float | None = None
     critic_peft_config: dict | str | None = None
     critic_share_base: bool = False
-    critic_learning_rate: float = field(default=2e-6, metadata=at_least(0))
+    critic_learning_rate: float = field(default=1e-4, metadata=at_least(0))
+    critic_head_learning_rate: float | None = field(default=None, metadata=at_least(0))
+    critic_optim: str = field(default="adamw_torch", metadata=one_of(*(name.value for name in OptimizerNames)))
+    critic_optim_args: str | None = None
     critic_lr_scheduler_type: str = "constant_with_warmup"
+    critic_lr_scheduler_kwargs: dict | str | None = None
     critic_warmup_steps: int = field(default=0, metadata=at_least(0))
     critic_weight_decay: float = field(default=0.0, metadata=at_least(0))
     critic_max_grad_norm: float = field(default=1.0, metadata=at_least(0))
@@ -82,15 +106,23 @@ class CriticConfig(CreditConfig):
     critic_pretraining_explained_variance_threshold: float | None = field(
         default=None, metadata=unless(critic_pretraining_steps=0)
     )
+    positive_reward_funcs: list[str] | None = None
     critic_hub_model_id: str | None = None
     scale_rewards: str = "none"
 
     def __post_init__(self):
         super().__post_init__()
-        for option in ("critic_model_init_kwargs", "critic_peft_config"):
+        for option in ("critic_model_init_kwargs", "critic_peft_config", "critic_lr_scheduler_kwargs"):
             value = getattr(self, option)
             if value is not None and not isinstance(value, dict):
                 raise TypeError(
                     f"{type(self).__name__}: `{option}` must be a dict, got {type(value).__name__}. Pass a "
                     "`PeftConfig` as the trainer's argument."
                 )
+
+    @property
+    def head_learning_rate(self) -> float:
+        """Learning rate of the critic's head."""
+        if self.critic_head_learning_rate is not None:
+            return self.critic_head_learning_rate
+        return self.critic_learning_rate and max(self.critic_learning_rate, HEAD_LEARNING_RATE)

@@ -6,23 +6,23 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
+from transformers import Trainer
+from transformers.training_args import OptimizerNames
 
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import CriticFacts, fingerprint
+from ...critics.fresh_head import answers_everywhere, trained_head
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
-from ...seam import CreditTrainer
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
+from .pretraining import CRITIC_FOLDER, CriticPretraining
+from .symptoms import Symptoms
 
 
-# Where in a saved policy the critic lies.
-CRITIC_FOLDER = "critic"
-
-
-class CriticTrainer(CreditTrainer):
+class CriticTrainer(CriticPretraining):
     """
     A trainer with a critic beside the policy, which it creates, pretrains, updates, saves and resumes. Subclasses say
     what network the critic is, what its loss is and, in [`CreditTrainer.assign_credit`], how its values are used.
@@ -34,8 +34,6 @@ class CriticTrainer(CreditTrainer):
     config_class = CriticConfig
     critic_kind: str  # see [`~trl_credit.critics.facts.CriticFacts`]
     folders_of_networks = (CRITIC_FOLDER,)
-    # Of the latest rollout; NaN when its returns do not vary.
-    explained_variance: float = float("nan")
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
@@ -60,11 +58,15 @@ class CriticTrainer(CreditTrainer):
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
+        self._optimizer = _optimizer_of(self.args)
+        self._deciding = self._deciding_functions()
+        # Whether the critic has a head that has still to be told where to start.
+        self._head_waits = False
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         self._engine: CriticEngine | None = None
+        self.add_callback(Symptoms(self))
         self._critic_reader: Critic | None = None
-        self._pretraining = {"pretraining_steps": 0, "pretraining_rollouts": 0, "pretraining_done": 0}
 
     # --- What a subclass says
 
@@ -83,6 +85,10 @@ class CriticTrainer(CreditTrainer):
     def critic_count(self, inputs: dict) -> torch.Tensor:
         """How much counts in it."""
         raise NotImplementedError
+
+    def critic_head(self) -> frozenset[str]:
+        """Names of the critic's parameters that are trained at `critic_head_learning_rate`."""
+        return frozenset(trained_head(self.critic))
 
     def describe_critic(self) -> str:
         """What the critic is and how to read its values, in Markdown for its model card."""
@@ -112,16 +118,51 @@ class CriticTrainer(CreditTrainer):
 
     # --- The critic in the run
 
-    def make_value_model(self, policy, critic, peft_config, initial_value: float) -> nn.Module:
-        """A network with one output per token; a fresh head outputs `initial_value` everywhere."""
+    def make_value_model(self, policy, critic, peft_config) -> nn.Module:
+        """A network with one number for each token. A fresh head waits for the first rollout, or starts as asked."""
+        asked = self.args.critic_initial_value
+        start = 0.0 if asked is None else self.head_output(asked)
         if self.args.critic_share_base:
-            return make_shared_base_critic(self.model, critic, initial_value, peft_config)
-        source, init_kwargs = self.critic_checkpoint(policy, critic)
-        network = make_token_critic(source, initial_value, peft_config, init_kwargs)
-        if self.critic_kind == "token":
-            policy = self.accelerator.unwrap_model(self.model)
-            refuse_other_vocabulary(network, critic, policy, self._tokenizer)
+            network = make_shared_base_critic(self.model, critic, start, peft_config)
+        else:
+            source, init_kwargs = self.critic_checkpoint(policy, critic)
+            network = make_token_critic(source, start, peft_config, init_kwargs)
+            if self.critic_kind == "token":
+                reader = self.accelerator.unwrap_model(self.model)
+                refuse_other_vocabulary(network, critic, reader, self.processing_class)
+        is_fresh = answers_everywhere(network, start)
+        if asked is not None and not is_fresh:
+            raise ValueError(
+                f"`critic_initial_value={asked}` has no effect: the critic comes with a head, which is left as it is. "
+                "Drop it."
+            )
+        self._head_waits = asked is None and is_fresh
         return network
+
+    def head_output(self, value: float) -> float:
+        """What the head puts out where the value is `value`."""
+        return value
+
+    def start_head(self, rewards: torch.Tensor, mode: str) -> None:
+        """
+        Let a fresh head start at the mean reward of the first rollout to train on. Call it before values are used.
+
+        Args:
+            rewards (`torch.Tensor`):
+                Those of [`CreditTrainer.assign_credit`], shape `(B,)`.
+            mode (`str`):
+                `"train"` or `"eval"`: an evaluation changes nothing.
+        """
+        if not self._head_waits or mode == "eval":
+            return
+        scored = rewards.isfinite()
+        total, count = self.total(torch.stack([torch.where(scored, rewards, 0).sum(), scored.sum()])).tolist()
+        if count == 0:
+            return
+        bias = [name for name, p in trained_head(self.engine.network).items() if name.endswith("bias")]
+        for name in bias:  # none where the architecture's head has none
+            self.engine.fill(name, self.head_output(total / count))
+        self._head_waits = False
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
         """What a critic with its own base starts from, by default the policy's checkpoint, and how to load it."""
@@ -150,18 +191,20 @@ class CriticTrainer(CreditTrainer):
         """The critic's engine. It is created when first needed, because the policy's must exist before it."""
         if self._engine is None:
             checkpointing = self.args.critic_gradient_checkpointing
+            optimizer, optimizer_kwargs = self._optimizer
             self._engine = CriticEngine(
                 self.critic,
                 self.accelerator,
                 CriticOptimization(
                     learning_rate=self.args.critic_learning_rate,
-                    total_steps=self.args.critic_pretraining_steps
-                    + self.state.max_steps * self.args.critic_updates_per_step,
+                    head=self.critic_head(),
+                    head_learning_rate=self.args.head_learning_rate,
+                    optimizer=optimizer,
+                    optimizer_kwargs=optimizer_kwargs,
                     scheduler=self.args.critic_lr_scheduler_type,
                     warmup_steps=self.args.critic_warmup_steps,
+                    scheduler_kwargs=self.args.critic_lr_scheduler_kwargs,  # type: ignore[arg-type]
                     weight_decay=self.args.critic_weight_decay,
-                    betas=(self.args.adam_beta1, self.args.adam_beta2),
-                    eps=self.args.adam_epsilon,
                     max_grad_norm=self.args.critic_max_grad_norm,
                     gradient_checkpointing=(
                         self.args.gradient_checkpointing if checkpointing is None else checkpointing
@@ -202,9 +245,8 @@ class CriticTrainer(CreditTrainer):
         started = time.perf_counter()
         result = self.engine.update(micro_batches, self.critic_loss, self.critic_count)
         if result is not None:
-            self.log_value("train", f"{prefix}/loss", result["loss"])
-            self.log_value("train", f"{prefix}/grad_norm", result["grad_norm"])
-            self.log_value("train", f"{prefix}/learning_rate", result["learning_rate"])
+            for name, value in result.items():
+                self.log_value("train", f"{prefix}/{name}", value)
             self.log_value("train", f"{prefix}/update_time", time.perf_counter() - started)
         return result
 
@@ -212,72 +254,51 @@ class CriticTrainer(CreditTrainer):
         for _ in range(self.args.critic_updates_per_step):
             self.update_critic(micro_batches)
 
-    # --- Pretraining
+    # --- What is right
 
-    def begin_training(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
-        if not self._pretraining["pretraining_done"]:
-            self._pretrain(checkpoint)
+    def _deciding_functions(self) -> list[int]:
+        """Which reward functions say whether a completion is right."""
+        names, asked = list(self.reward_func_names), self.args.positive_reward_funcs
+        if asked is not None:
+            unknown = [name for name in asked if name not in names]
+            if unknown or not asked:
+                raise ValueError(f"`positive_reward_funcs={asked!r}` must be some of the reward functions, {names}.")
+            return [names.index(name) for name in asked]
+        return [i for i, weight in enumerate(self.reward_weights.tolist()) if weight > 0]
 
-    def pretrain_critic(self, resume_from_checkpoint: str | bool | None = None) -> dict[str, int]:
+    def is_right(self, rewards: torch.Tensor, threshold: float) -> torch.Tensor:
         """
-        Fit the critic to rollouts of the policy, which does not move, for `critic_pretraining_steps` updates, and save
-        it in the folder `critic` of `output_dir`. Give that folder to a later run as its `critic`, with
-        `critic_pretraining_steps=0`.
+        Which completions of the latest rollout are right: each deciding reward function would put the reward above the
+        threshold if all others agreed with it.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                Continue from a checkpoint of an interrupted pretraining, as in [`~transformers.Trainer.train`].
+            rewards (`torch.Tensor`):
+                Weighted sums, shape `(B,)`, NaN for none.
+            threshold (`float`):
+                On their scale.
 
         Returns:
-            `dict`: The number of `pretraining_steps` and `pretraining_rollouts` made.
+            `torch.Tensor`: Shape `(B,)`, boolean; False where no deciding function gave a score.
         """
-        if self.args.critic_pretraining_steps == 0:
-            raise ValueError(
-                "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want."
-            )
-        self.run_without_training(resume_from_checkpoint)
-        self.save_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER)
-        return dict(self._pretraining)
+        if len(self.reward_func_names) == 1 or not self._deciding:
+            return torch.nan_to_num(rewards, nan=-torch.inf) > threshold
+        scores = self.reward_scores[:, self._deciding]
+        total_weight = self.reward_weights.clamp(min=0).sum().to(scores.device)
+        above = (scores * total_weight > threshold) | scores.isnan()
+        return above.all(1) & ~scores.isnan().all(1)
 
-    def _pretrain(self, checkpoint: str | None) -> None:
-        progress = self._pretraining
-        steps = self.args.critic_pretraining_steps
-        rollouts = self.rollouts(skip=progress["pretraining_rollouts"], checkpoint=checkpoint)
-        next_save = progress["pretraining_steps"] + self.args.save_steps
-        while progress["pretraining_steps"] < steps:
-            losses = []
-            for step in next(rollouts)[: steps - progress["pretraining_steps"]]:
-                result = self.update_critic(step, "critic_pretraining")
-                progress["pretraining_steps"] += 1
-                losses.append(result["loss"] if result else float("nan"))
-                if progress["pretraining_steps"] % max(int(self.args.logging_steps), 1) == 0:
-                    self.log({"critic_pretraining/step": progress["pretraining_steps"]})
-            progress["pretraining_rollouts"] += 1
-            if self._pretraining_is_enough(losses):
-                break
-            if self.args.save_strategy == "steps" and next_save <= progress["pretraining_steps"] < steps:
-                next_save += self.args.save_steps
-                self.save_checkpoint()
-        self.finish_pretraining()
-        progress["pretraining_done"] = 1
-        # The policy's loop begins with the random numbers of its checkpoint, so that resuming from here and going on
-        # are the same.
-        if steps and self.args.save_strategy != "no":
-            self.save_checkpoint()
+    # --- The run
 
-    def finish_pretraining(self) -> None:
-        """Called after the last update of the pretraining, before the critic is saved."""
-
-    def _pretraining_is_enough(self, losses: list[float]) -> bool:
-        loss, variance = (
-            self.args.critic_pretraining_loss_threshold,
-            self.args.critic_pretraining_explained_variance_threshold,
-        )
-        if loss is None and variance is None:
-            return False
-        return (loss is None or max(losses) <= loss) and (variance is None or self.explained_variance >= variance)
+    def begin_training(self, checkpoint: str | None) -> None:
+        pretraining_steps = self.args.critic_pretraining_steps
+        if checkpoint is not None:
+            self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+            self._head_waits = bool(self._pretraining.pop("head_waits", 0))
+        elif self._pretraining["pretraining_done"]:  # in an earlier training
+            pretraining_steps = 0
+        self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
+        if not self._pretraining["pretraining_done"]:
+            self._pretrain(checkpoint)
 
     # --- Saving
 
@@ -292,8 +313,11 @@ class CriticTrainer(CreditTrainer):
     def save_networks(self, folder: Path) -> None:
         self.save_critic(folder / CRITIC_FOLDER)
 
+    def load_networks(self, folder: Path) -> None:
+        self.engine.go_back(folder, folder / CRITIC_FOLDER)
+
     def save_training_state(self, folder: Path) -> None:
-        self.engine.save_state(folder, **self._pretraining)
+        self.engine.save_state(folder, **self._pretraining, head_waits=int(self._head_waits))
 
     def push_to_hub(self, *args, **kwargs):
         """As TRL's; the critic is pushed too, as the folder `critic` or to its own repository."""
@@ -306,6 +330,24 @@ class CriticTrainer(CreditTrainer):
 def without_adapters(model: Any) -> Any:
     """A model whose adapters, if it has any, are merged into a copy of it; the model itself is not changed."""
     return copy.deepcopy(model).merge_and_unload() if is_peft_model(model) else model
+
+
+def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict]:
+    """Class and arguments of the critic's optimizer, by the names that the policy's has."""
+    name, optim_args = args.critic_optim, args.critic_optim_args
+    ours: Any = copy.copy(args)
+    ours.optim, ours.optim_args, ours.learning_rate = OptimizerNames(name), None, args.critic_learning_rate
+    _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    ours.optim_args = optim_args
+    optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
+    if optim_args is not None and kwargs == plain:
+        raise ValueError(f"`critic_optim_args={optim_args!r}` has no effect on `critic_optim={name!r}`. Drop it.")
+    if unfit := {"params", "model", "optimizer_dict"} & kwargs.keys():
+        raise ValueError(
+            f"`critic_optim={name!r}` picks the weights that it trains by itself ({unfit}), which a critic cannot "
+            "have. Choose another."
+        )
+    return optimizer, kwargs
 
 
 def _refuse_split_base(accelerator) -> None:

@@ -8,7 +8,8 @@ from ..critic.critic_config import CriticConfig
 
 # Of `CriticConfig`, what a critic that writes its values has no use for: its default, and why.
 _NO_USE: dict[str, tuple] = {
-    "critic_initial_value": (0.0, "there is no head; what an untrained critic answers is what it was taught"),
+    "critic_initial_value": (None, "there is no head; what an untrained critic answers is what it was taught"),
+    "critic_head_learning_rate": (None, "there is no head"),
     "critic_share_base": (
         False,
         "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
@@ -35,7 +36,7 @@ class GenACConfig(CriticConfig):
     Args:
         critic_template (`str`, *optional*):
             The question that the critic is asked, with slots. Default:
-            [`~trl_credit.critics.generative.question.TEMPLATE`].
+            `trl_credit.critics.generative.question.TEMPLATE`.
         critic_max_completion_length (`int`, *optional*, defaults to `1024`):
             Maximum length of the critic's answer, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):

@@ -17,7 +17,7 @@ from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attention_of, refuse_unpackable
 from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
-from ...critics.generative.packed import answer_log_probs, plan_rows
+from ...critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import (
     Reading,
@@ -32,6 +32,7 @@ from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
+from ..critic.pretraining import PRETRAINING
 from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
 
@@ -98,10 +99,12 @@ class GenACTrainer(CriticTrainer):
     config_class = GenACConfig
     critic_kind = "generative"
     rollout_keys = {"readings": "[B]"}
+    rollout_types = (Reading, CriticQuery)
 
     def __init__(self, *args, critic=None, critic_processing_class=None, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, critic=critic, **kwargs)
         source = critic if critic is not None else self.args.critic_model_name_or_path
+        self._critic_is_policy = source is None
         if critic_processing_class is None and source is not None and not isinstance(source, nn.Module):
             critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
         self._critic_processing_class = critic_processing_class
@@ -147,6 +150,9 @@ class GenACTrainer(CriticTrainer):
         if self.args.critic_packing:
             refuse_unpackable(network)
         return network
+
+    def critic_head(self) -> frozenset[str]:
+        return frozenset()  # it writes its values
 
     def make_critic_reader(self, runner) -> GenerativeCritic:
         question = self.question
@@ -214,7 +220,7 @@ class GenACTrainer(CriticTrainer):
             itemsize=2 if self.args.bf16 else 4,
         )
         self._log_total("train", f"{prefix}/update_tokens", sum(len(row) for rows in batches for row in rows))
-        batches += [[]] * (self._most(len(batches)) - len(batches))  # so that processes keep step
+        batches += [[]] * (self.most(len(batches)) - len(batches))  # so that processes keep step
         inputs = [
             {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
             for rows in batches
@@ -256,7 +262,7 @@ class GenACTrainer(CriticTrainer):
         chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
         synced = engine.backend.splits_weights
         if synced:
-            chunks += [[]] * (self._most(len(chunks)) - len(chunks))
+            chunks += [[]] * (self.most(len(chunks)) - len(chunks))
         with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
             return engine.evaluate(lambda _: self.critic_reader.sample(network, prompts, chunks, synced))
 
@@ -278,16 +284,17 @@ class GenACTrainer(CriticTrainer):
         if self._vllm_updates != engine.steps:
             self._vllm.sync_weights()
             self._vllm_updates = engine.steps
-        filler = [[self.critic_processing_class.eos_token_id]] * (self._most(len(prompts)) - len(prompts))
+        filler = [[self.critic_processing_class.eos_token_id]] * (self.most(len(prompts)) - len(prompts))
         _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
         return [list(answer) for answer in answers[: len(prompts)]]
 
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        right = self.is_right(rewards, 0.5)
         if self._is_validating:
-            self._validation_rollouts.append((rollout, rewards, self.rollout_rows))
-        readings, values, advantages, segments = self._judge(rollout, rewards, mode)
+            self._validation_rollouts.append((rollout, rewards, right, self.rollout_rows))
+        readings, values, advantages, segments = self._judge(rollout, rewards, right, mode)
         if self.args.log_completions or self.logs_credit:
             rows = table_rows(readings, advantages, segments, self.critic_reader.text_of)
             self.add_column("segments", [as_text(segments) for segments in rows])
@@ -299,7 +306,7 @@ class GenACTrainer(CriticTrainer):
             "readings": readings,
         }
 
-    def _judge(self, rollout: dict, rewards: torch.Tensor, mode: str) -> tuple:
+    def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""
         self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
@@ -327,7 +334,7 @@ class GenACTrainer(CriticTrainer):
 
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
         advantages = segment_advantages(outcomes[:, 0], values, segments, self.args.segment_lambda)
-        self._report(mode, hint, readings, values, outcomes, earned, states, heard, parsed)
+        self._report(mode, hint, readings, values, outcomes, right, earned, states, heard, parsed)
         return readings, what_was_read, advantages, segments
 
     def _hint(self, mode: str) -> float:
@@ -370,7 +377,8 @@ class GenACTrainer(CriticTrainer):
         if patience is None or self._pretraining["pretraining_steps"] < validation["next"]:
             return False
         validation["next"] = self._pretraining["pretraining_steps"] + self.args.critic_validation_steps
-        error = self.validation_error()
+        with self.logging_pretraining():
+            error = self.validation_error()
         if error < validation["lowest"]:
             validation.update(lowest=error, since=0)
             self.engine.save(self._best_critic)
@@ -388,7 +396,7 @@ class GenACTrainer(CriticTrainer):
         if not self._validation["since"]:
             return
         if self._best_critic.is_dir():
-            self.engine.go_back(self._best_critic)
+            self.engine.go_back(self._best_critic, self._best_critic)
         else:
             logger.warning(
                 "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
@@ -413,16 +421,17 @@ class GenACTrainer(CriticTrainer):
                     self.evaluate()
                 finally:
                     self._is_validating = False
-        errors = [entry["eval_critic/mse"] for entry in self.state.log_history[before:] if "eval_critic/mse" in entry]
+        names = ("eval_critic/mse", f"eval_{PRETRAINING}/mse")
+        errors = [entry[name] for entry in self.state.log_history[before:] for name in names if name in entry]
         return sum(errors) / len(errors) if errors else float("nan")
 
     def _judge_again(self) -> None:
         """The evaluation without the policy's part."""
         self.model.eval()
         self._evaluated_rate = RunningMean()
-        for rollout, rewards, rows in self._validation_rollouts:
+        for rollout, rewards, right, rows in self._validation_rollouts:
             self.rollout_rows = rows
-            self._judge(rollout, rewards, "eval")
+            self._judge(rollout, rewards, right, "eval")
         self.log({})
 
     # --- Saving
@@ -438,6 +447,12 @@ class GenACTrainer(CriticTrainer):
             state = json.loads(path.read_text(encoding="utf-8"))
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
+        elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:
+            self.warn_once(
+                "The critic is a copy of the policy that has never been taught to answer with a score, and "
+                "`critic_pretraining_steps=0`: its values will be noise. Start from a critic that `trl-credit "
+                "genac-sft` has trained (`critic_model_name_or_path`), or pretrain it here."
+            )
         super().begin_training(checkpoint)
 
     def save_training_state(self, folder: Path) -> None:
@@ -455,11 +470,7 @@ class GenACTrainer(CriticTrainer):
     def _log_total(self, mode: str, name: str, number: float) -> None:
         self.log_value(mode, name, self.total(torch.tensor(float(number), device=self.accelerator.device)).item())
 
-    def _most(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
-
-    def _report(self, mode, hint, readings, values, outcomes, earned, states, heard, parsed) -> None:
+    def _report(self, mode, hint, readings, values, outcomes, right, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval
         fit = fit_report(self, values, outcomes, states, generations or 1)
         numbers = {"hint": hint, "correlation": correlation(values, outcomes, states, self.total)}
@@ -474,7 +485,7 @@ class GenACTrainer(CriticTrainer):
             "segments": (states.sum(), states.any(1).sum()),
             "states_without_room": ((states & ~heard).sum(), states.sum()),
             **answer_means([reading for reading in readings if reading], self.critic_reader.ends),
-            **{f"value_{name}": pair for name, pair in value_means(values, states, outcomes[:, 0] > 0.5).items()},
+            **{f"value_{name}": pair for name, pair in value_means(values, states, right).items()},
         }
         self.log_means(mode, {f"critic/{name}": pair for name, pair in means.items()})
 

@@ -28,11 +28,11 @@ class SPPOConfig(CriticConfig):
             Lowest and highest possible reward, with `critic_loss="bce"`: rewards are mapped from this range to [0, 1]
             for the critic, and values are mapped back.
         critic_initial_value (`float`, *optional*):
-            What a fresh head outputs everywhere before its first update, in units of the reward. Default: the middle of
-            `reward_range`, or 0 with `critic_loss="mse"`. Setting it to the mean reward, if you know it, saves the
-            critic some steps.
+            What a fresh head outputs everywhere before its first update, in units of the reward. Default: the mean
+            reward of the first rollout, with `critic_loss="bce"` kept at least a twentieth of `reward_range` away from
+            its ends.
         critic_learning_rate (`float`, *optional*, defaults to `5e-6`):
-            Learning rate of the critic's AdamW.
+            Learning rate of the critic's weights, or adapters, below its head.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
     """
@@ -43,7 +43,7 @@ class SPPOConfig(CriticConfig):
         default_factory=lambda: [0.0, 1.0],
         metadata=such_that(_is_range, "two finite numbers, the lower one first") | unless(critic_loss="mse"),
     )
-    critic_initial_value: float | None = None  # type: ignore[assignment]
+    critic_initial_value: float | None = None
     critic_learning_rate: float = 5e-6
     critic_pretraining_steps: int = 0
 
@@ -52,11 +52,10 @@ class SPPOConfig(CriticConfig):
             self.reward_range = [float(end) for end in self.reward_range]
         self.check_options()
         low, high = self.reward_range
-        if self.critic_initial_value is None:
-            self.critic_initial_value = (low + high) / 2 if self.critic_loss == "bce" else 0.0
-        elif self.critic_loss == "bce" and not low < self.critic_initial_value < high:
+        start = self.critic_initial_value
+        if start is not None and self.critic_loss == "bce" and not low < start < high:
             raise ValueError(
-                f"SPPOConfig: `critic_initial_value={self.critic_initial_value}` must lie between the ends of "
+                f"SPPOConfig: `critic_initial_value={start}` must lie between the ends of "
                 f"`reward_range={self.reward_range}`: a value at its end has no finite logit."
             )
         super().__post_init__()

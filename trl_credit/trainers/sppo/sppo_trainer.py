@@ -16,6 +16,10 @@ from ..value_report import extremes
 from .sppo_config import SPPOConfig
 
 
+# Of the reward's range, where a fresh head starts at the least: its logit is a few updates away from the others.
+_LEAST_SHARE = 0.05
+
+
 class SPPOTrainer(CriticTrainer):
     """
     Trainer for sequence-level PPO (SPPO): one rollout per prompt, with a critic's value of the prompt alone as the
@@ -108,14 +112,16 @@ class SPPOTrainer(CriticTrainer):
         return self.processing_class if self._critic_processing_class is None else self._critic_processing_class
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        initial_value = self.args.critic_initial_value
-        assert initial_value is not None  # set by the config
-        if self._source_facts is not None:  # its head is not fresh
-            initial_value = 0.0
-        elif self.args.critic_loss == "bce":
-            low, high = self.args.reward_range
-            initial_value = math.log((initial_value - low) / (high - initial_value))
-        return self.make_value_model(policy, critic, peft_config, initial_value)
+        return self.make_value_model(policy, critic, peft_config)
+
+    def head_output(self, value: float) -> float:
+        if self.args.critic_loss == "mse":
+            return value
+        low, high = self.args.reward_range
+        share = (value - low) / (high - low)
+        if self.args.critic_initial_value is None:  # a measured mean may lie at an end, which has no finite logit
+            share = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
+        return math.log(share / (1 - share))
 
     def critic_settings(self) -> dict[str, Any]:
         return {"critic_loss": self.args.critic_loss, "reward_range": self.args.reward_range}
@@ -173,6 +179,7 @@ class SPPOTrainer(CriticTrainer):
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         targets = self._targets(rewards)
+        self.start_head(rewards, mode)
         prompts, is_cut = self.critic_reader.prompts(self.with_prompts(rollout))
         values = self.critic_reader.prompt_values(prompts)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
@@ -221,7 +228,7 @@ class SPPOTrainer(CriticTrainer):
         least, most = extremes(self, values, counted)
         self.log_value(mode, "critic/value_min", least)
         self.log_value(mode, "critic/value_max", most)
-        right = counted & (rewards > (low + high) / 2)
+        right = counted & self.is_right(rewards, (low + high) / 2)
         wrong = counted & ~right
         self.log_means(
             mode,

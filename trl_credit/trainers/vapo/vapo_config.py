@@ -46,9 +46,10 @@ class VAPOConfig(CriticConfig):
             Shift and scale the advantages to mean 0 and standard deviation 1 over the tokens of a rollout, across all
             processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
-            What follows a completion that was cut off: `"terminal"`, nothing, so that its reward is its return;
+            What follows a completion that ran out of room: `"terminal"`, nothing, so that its reward is its return;
             `"bootstrap"`, the critic's value of the state after its last token. To leave such completions out
-            altogether, set `mask_truncated_completions`.
+            altogether, set `mask_truncated_completions`, which leaves out all that do not end with EOS, including those
+            that end at a stop string.
         epsilon (`float`, *optional*, defaults to `0.2`):
             Lower clip of the ratio.
         epsilon_high (`float`, *optional*, defaults to `0.28`):

@@ -66,7 +66,7 @@ class VAPOTrainer(CriticTrainer):
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_value_model(policy, critic, peft_config, self.args.critic_initial_value)
+        return self.make_value_model(policy, critic, peft_config)
 
     def make_critic_reader(self, runner) -> TokenCritic:
         return TokenCritic(runner, batch_size=self.args.per_device_train_batch_size)
@@ -92,6 +92,7 @@ class VAPOTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        self.start_head(rewards, mode)
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
         states = self.state_values(rollout)
@@ -107,7 +108,7 @@ class VAPOTrainer(CriticTrainer):
         lam = self._policy_lambda(mask)
         advantages, _ = gae(earned, values, mask, gamma, lam, bootstrap)
         _, returns = gae(earned, values, mask, gamma, self.args.critic_lambda, bootstrap)
-        right = torch.nan_to_num(rewards, nan=-torch.inf) > self.args.positive_reward_threshold
+        right = self.is_right(rewards, self.args.positive_reward_threshold)
         self._report(mode, values, monte_carlo_returns(earned, mask, gamma), mask, cut_off, right, lam)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
