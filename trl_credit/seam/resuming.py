@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
@@ -44,9 +45,10 @@ def resume_rollout(trainer, folder: Path) -> None:
     file = _rollout_file(trainer, folder)
     if file.is_file():
         with torch.serialization.safe_globals(list(trainer.rollout_types)):
-            rollout = torch.load(file, map_location=trainer.accelerator.device, weights_only=True)
+            rollout = torch.load(file, map_location="cpu", weights_only=True)
         if len(rollout["micro_batches"]) == trainer._rollout_parts:
-            trainer._step, trainer._buffered_inputs = rollout["step"], rollout["micro_batches"]
+            trainer._step = rollout["step"]
+            trainer._buffered_inputs = send_to_device(rollout["micro_batches"], trainer.accelerator.device)
             return
     if trainer.state.global_step * trainer.args.gradient_accumulation_steps % trainer._losses_of_rollout:
         logger.warning(
