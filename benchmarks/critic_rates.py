@@ -19,6 +19,7 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from accelerate import Accelerator
-from chain_policy import LENGTH, LETTERS, chain, true_values
+from chain_policy import LENGTH, LETTERS, chain, chain_policy_dir, no_x, true_values
 from measuring import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -72,7 +73,7 @@ ARMS = {
     ),
     "smollm": Arm(
         "Letters; a critic from SmolLM2-135M-Instruct, width 576, 30 layers",
-        *(576, 2, 24, 1, (1e-3,), (1e-5, 1e-4, 1e-3)),
+        *(576, 4, 32, 1, (1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
     ),
 }
 
@@ -222,32 +223,48 @@ def run_arm(name: str, args, policy: Path, stored: dict, save) -> None:
                 save()
 
 
-def run_vapo(args, policy: Path, seed: int) -> dict:
-    """`VAPOTrainer` with its defaults on the quickstart's task: what its critic explains of new rollouts."""
+def run_vapo(task: str, args, policy: Path, seed: int) -> dict:
+    """`VAPOTrainer` with its defaults: what its critic explains of new rollouts, before and while the policy moves."""
+    from datasets import Dataset
+
     from trl_credit import VAPOConfig, VAPOTrainer
     from trl_credit.toy.runs import Method, train
 
     set_seed(seed)
-    model, tokenizer = load(policy)
-    logs = []
-    trainer = train(
-        model,
-        tokenizer,
-        ChainTask(TinyModelSettings().terms),
-        Method("VAPO", VAPOConfig, VAPOTrainer),
-        steps=args.vapo_steps,
-        prompts_per_step=16,
-        seed=seed,
-        output_dir=policy.parent / "vapo",
-        on_step=logs.append,
-        length_adaptive_alpha=1.5,  # for completions of 30 tokens
-    )
+    short = {"length_adaptive_alpha": 1.5}  # completions are
+    with tempfile.TemporaryDirectory() as folder:
+        if task == "toy":
+            model, tokenizer = load(policy)
+            chains, vapo = ChainTask(TinyModelSettings().terms), Method("VAPO", VAPOConfig, VAPOTrainer)
+            settings = {"steps": args.vapo_steps, "prompts_per_step": 16, "seed": seed, "output_dir": Path(folder)}
+            trainer = train(model, tokenizer, chains, vapo, **settings, **short)
+        else:
+            trainer = VAPOTrainer(
+                model=str(chain_policy_dir(Path(folder) / "policy")),
+                reward_funcs=no_x,
+                args=VAPOConfig(
+                    folder,
+                    **short,
+                    per_device_train_batch_size=16 * GENERATIONS,
+                    num_generations=GENERATIONS,
+                    max_completion_length=LENGTH,
+                    max_steps=args.vapo_steps,
+                    seed=seed,
+                    bf16=False,
+                    logging_steps=1,
+                    report_to="none",
+                    save_strategy="no",
+                    disable_tqdm=True,
+                ),
+                train_dataset=Dataset.from_dict({"prompt": [*LETTERS[:-1]] * 16}),
+            )
+            trainer.train()
     history = trainer.state.log_history
-    of_pretraining = [entry for entry in history if "critic_pretraining/explained_variance_within_prompt" in entry]
+    name = "explained_variance_within_prompt"
     return {
-        "pretraining": [e["critic_pretraining/explained_variance_within_prompt"] for e in of_pretraining][-10:],
-        "training": [entry["critic/explained_variance_within_prompt"] for entry in logs][-20:],
-        "reward": [entry["reward"] for entry in logs][-20:],
+        "pretraining": [entry[f"critic_pretraining/{name}"] for entry in history if "critic_pretraining/loss" in entry],
+        "training": [entry[f"critic/{name}"] for entry in history if f"critic/{name}" in entry][: args.vapo_steps],
+        "reward": [entry["reward"] for entry in history if "reward" in entry][: args.vapo_steps],
     }
 
 
@@ -263,6 +280,11 @@ def mean(results: dict, name: str, pair: tuple, of: str) -> str:
 
 def cell(results: dict, name: str, *pair) -> str:
     return " / ".join(mean(results, name, pair, of) for of in ("explained_variance", "within_prompt"))
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval."""
+    return statistics.mean(values), 1.96 * statistics.stdev(values) / len(values) ** 0.5
 
 
 def table(stored: dict) -> str:
@@ -291,24 +313,29 @@ def table(stored: dict) -> str:
             ),
             "",
         ]
-    for part, of in (("pretraining", "the last 10 rollouts of its pretraining"), ("training", "its last 20 steps")):
-        values = [value for run in vapo.values() for value in run[part]]
-        if values:
-            half = 1.96 * statistics.stdev(values) / len(values) ** 0.5
+    for task, title in (("letters", "letters"), ("toy", "arithmetic")):
+        runs = [run for key, run in vapo.items() if key.startswith(task)]
+        if runs:
+            means = [
+                interval([value for run in runs for value in run[part][-last:] if value is not None])
+                for part, last in (("pretraining", 10), ("training", 20))
+            ]
+            before, after = (f"{mean:.2f} ± {half:.2f}" for mean, half in means)
             lines.append(
-                f"`VAPOTrainer` with its defaults but `length_adaptive_alpha=1.5`, {len(vapo)} seeds: explained "
-                f"variance within prompts over {of}, each rollout predicted before it is trained on: "
-                f"{statistics.mean(values):.2f} ± {half:.2f} (95 % interval of the mean).\n"
+                f"`VAPOTrainer` with its defaults but `length_adaptive_alpha=1.5`, {title}, seeds: {len(runs)}: "
+                f"explained variance within prompts of rollouts, each predicted before it is trained on: {before} over "
+                f"the last 10 of the pretraining, {after} over the last 20 steps (95 % intervals of the mean).\n"
             )
     return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["toy", "letters"])
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=["toy", "letters"])
     parser.add_argument("--smollm", type=Path, help="folder of the language model for the arm `smollm`")
     parser.add_argument("--updates", type=int, default=50, help="default: those of `critic_pretraining_steps`")
-    parser.add_argument("--vapo", type=int, default=0, metavar="SEEDS", help="runs of VAPOTrainer")
+    parser.add_argument("--vapo", nargs="*", choices=["toy", "letters"], default=[], help="tasks for VAPOTrainer")
+    parser.add_argument("--vapo_seeds", type=int, default=2)
     parser.add_argument("--vapo_steps", type=int, default=30)
     parser.add_argument("--models", type=Path, default=Path("outputs/quickstart"), help="where the tiny policy is kept")
     parser.add_argument("--output", type=Path, default=Path("outputs/critic_rates"), help="without its ending")
@@ -332,10 +359,12 @@ def main():
 
     for name in args.arms:
         run_arm(name, args, policy, stored, save)
-    for seed in range(args.vapo):
-        if str(seed) not in stored["vapo"]:
-            stored["vapo"][str(seed)] = run_vapo(args, policy, seed)
-            print(seed, json.dumps(stored["vapo"][str(seed)]), flush=True)
+    for task, seed in [(task, seed) for task in args.vapo for seed in range(args.vapo_seeds)]:
+        key = f"{task} {seed}"
+        if key not in stored["vapo"]:
+            stored["vapo"][key] = run_vapo(task, args, policy, seed)
+            print(key, json.dumps(stored["vapo"][key]), flush=True)
+            save()
     save()
     print(args.output.with_suffix(".md").read_text())
 

@@ -34,7 +34,8 @@ COMMON = {
     "critic_weight_decay": 0.1,
 }
 VAPO = {"num_generations": 4, "length_adaptive_alpha": 1.5, "whiten_advantages": True}
-SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+# A rollout lasts two steps: the run that is resumed was stopped between them.
+SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
 SCENARIOS = {
     "full": {},
     "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
@@ -112,7 +113,7 @@ if __name__ == "__main__":
     on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
     for scenario in scenarios:
         whole = scenario.replace("resumed", "saved")
-        resume = f"{output_dir}/{whole}/checkpoint-2" if scenario != whole else None
+        resume = f"{output_dir}/{whole}/checkpoint-1" if scenario != whole else None
         train(model_dir, f"{output_dir}/{scenario}", scenario, resume, gradient_accumulation_steps=2, **on_cpu)
     # Else gloo's threads may outlive what they use, and abort the process at its end.
     if distributed.is_initialized():

@@ -18,17 +18,20 @@ def trained_head(network: nn.Module) -> dict[str, Any]:
 def answers_everywhere(network: nn.Module, value: float) -> bool:
     """
     Whether a critic gives every state this value: its head is zero, and has the value for its bias, or none. Every
-    process must ask; the main one decides, for others may have no weights yet (FSDP2).
+    process must call this; the main one decides, for FSDP2 may have the weights there alone.
     """
+    (answer,) = broadcast_object_list([_answers_here(network, value)])
+    return answer
+
+
+def _answers_here(network: nn.Module, value: float) -> bool:
     parameters = list(trained_head(network).values())
     if any(hasattr(p, "ds_id") for p in parameters):  # split by ZeRO-3
         import deepspeed
 
         with deepspeed.zero.GatheredParameters(parameters):
-            answers = _answers_everywhere(parameters, value)
-    else:
-        answers = _answers_everywhere(parameters, value)
-    return broadcast_object_list([answers])[0]
+            return _answers_everywhere(parameters, value)
+    return _answers_everywhere(parameters, value)
 
 
 def _answers_everywhere(parameters: list[torch.Tensor], value: float) -> bool:
