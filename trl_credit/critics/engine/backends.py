@@ -219,13 +219,17 @@ class DeepSpeedBackend(LocalBackend):
 
     def fill(self, parameter, value):
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-            parameter.data.fill_(value)
-        shape = getattr(parameter, "ds_shape", parameter.shape)
         # The optimizer has a copy in float32.
-        safe_set_full_fp32_param(parameter, torch.full(shape, value, device=self.accelerator.device))
+        if self.stage == 3:
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.fill_(value)
+            # By shares: what processes without one have of a whole is padding, which that function does not know.
+            safe_set_local_fp32_param(parameter, torch.full_like(parameter.ds_tensor, value, dtype=torch.float32))
+        else:
+            parameter.data.fill_(value)
+            safe_set_full_fp32_param(parameter, torch.full_like(parameter, value, dtype=torch.float32))
 
     def weights(self):
         if self.stage != 3:

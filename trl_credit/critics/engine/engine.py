@@ -299,7 +299,8 @@ class CriticEngine:
         groups: list[dict[str, Any]] = [
             {
                 "params": parameters,
-                "lr": head_rate if is_head else settings.learning_rate,
+                "lr": (peak := head_rate if is_head else settings.learning_rate),
+                "initial_lr": peak,  # which a schedule adds, and FSDP2 misses where it loads before there is one
                 "weight_decay": 0.0 if spared else settings.weight_decay,
             }
             for (is_head, spared), parameters in sorted(members.items(), key=lambda item: item[0])
