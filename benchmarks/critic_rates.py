@@ -65,7 +65,7 @@ class Arm:
 ARMS = {
     "toy": Arm(
         "Arithmetic; a critic from the tiny policy's checkpoint, width 64, 3 layers",
-        *(64, 16, 128, 2, (1e-4, 1e-3, 1e-2), (2e-6, 1e-5, 1e-4, 1e-3)),
+        *(64, 16, 128, 1, (1e-4, 1e-3, 1e-2), (2e-6, 1e-5, 1e-4, 1e-3)),
     ),
     "letters": Arm(
         "Letters; a critic with random weights, width 896, 2 layers",
