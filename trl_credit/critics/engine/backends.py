@@ -219,13 +219,17 @@ class DeepSpeedBackend(LocalBackend):
 
     def fill(self, parameter, value):
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed import utils
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
             parameter.data.fill_(value)
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        # The optimizer has a copy in float32.
-        safe_set_full_fp32_param(parameter, torch.full(shape, value, device=self.accelerator.device))
+        # The optimizer has a copy in float32; under ZeRO-3 a part of it, which may be nothing but padding.
+        if self.stage == 3:
+            part = utils.safe_get_local_fp32_param(parameter)
+            utils.safe_set_local_fp32_param(parameter, torch.full_like(part, value))
+        else:
+            whole = torch.full(parameter.shape, value, device=self.accelerator.device)
+            utils.safe_set_full_fp32_param(parameter, whole)
 
     def weights(self):
         if self.stage != 3:
