@@ -31,3 +31,12 @@ def test_each_of_several_ends_is_an_end():
     samples = policy.sample([[65]] * 400, [40] * 400, Decoding(temperature=3.0), seed=0)
     assert {ids[-1] for ids in samples if len(ids) < 40} == ends
     assert not any(set(ids[:-1]) & ends for ids in samples)
+
+
+def test_a_sample_takes_no_more_than_its_own_room():
+    policy = TransformersPolicy(tiny_model(), tiny_tokenizer())
+    rooms = [1, 7, 30, 3] * 15
+    samples = policy.sample([[65, 66]] * 60, rooms, Decoding(), seed=0)
+    assert all(1 <= len(ids) <= room for ids, room in zip(samples, rooms, strict=True))
+    cut_off = [len(ids) for ids, room in zip(samples, rooms, strict=True) if ids[-1] not in policy.eos_ids]
+    assert {1, 3, 7} <= set(cut_off)

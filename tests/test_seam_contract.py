@@ -276,3 +276,13 @@ def test_an_engine_of_vllm_beside_the_policys_is_set_as_the_policys_is(model_dir
         assert (asked["server_timeout"], asked["tensor_parallel_size"]) == (7.0, 2)
         assert (asked["model_impl"], asked["temperature"]) == ("transformers", 0.5)
         assert asked["model"] is trainer.model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_though_its_gradient_is_one(value, model_dir, tmp_path):
+    class Broken(TokenCredit):
+        def extra_loss(self, terms, inputs, mode):
+            return torch.tensor(value)
+
+    with pytest.raises(FloatingPointError, match=f"The loss of step 0 is {value}"):
+        make(model_dir, tmp_path, Broken).train()

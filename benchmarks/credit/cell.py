@@ -160,7 +160,7 @@ class _Curve(TrainerCallback):
         for name, value in logs.items():
             if isinstance(value, (int, float)):
                 self.metrics.setdefault(name, []).append(float(value))
-        if state.global_step > self.step:  # the log of an update; those of a pretraining come before the first
+        if state.global_step > self.step and "critic_pretraining/step" not in logs:  # of an update of the policy
             self.step = state.global_step
             self.after_update(state, control)
 

@@ -1,6 +1,7 @@
 """The probe critic: a small head, its replay buffer, and how far it has earned trust."""
 
 from collections import deque
+from typing import Any
 
 import torch
 from torch import nn
@@ -163,11 +164,12 @@ class ProbeCritic:
         spread = features.std(0, correction=0)
         self._scale = torch.where(spread > 1e-6, spread, 1.0)
         with torch.no_grad():
-            self.head[-1].bias.fill_(torch.logit(targets.mean().cpu().clamp(0.01, 0.99)).item())
+            last: Any = self.head[-1]
+            last.bias.fill_(torch.logit(targets.mean().cpu().clamp(0.01, 0.99)).item())
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
         features = features.float()
-        if self._shift is not None:
+        if self._shift is not None and self._scale is not None:
             features = (features - self._shift) / self._scale
         return self.head(features).squeeze(-1)
 
