@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from accelerate import Accelerator
-from chain_policy import LENGTH, LETTERS, chain, true_value
-from measuring import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from chain_policy import LENGTH, LETTERS, chain, true_values
+from measuring import make_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from trl_credit.credit.fit import explained_variance, fit_sums
 from trl_credit.credit.value_loss import squared_error
@@ -68,11 +68,11 @@ ARMS = {
     ),
     "letters": Arm(
         "Letters; a critic with random weights, width 896, 2 layers",
-        *(896, 8, 64, 1, (1e-5, 1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
+        *(896, 4, 48, 1, (1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
     ),
     "smollm": Arm(
         "Letters; a critic from SmolLM2-135M-Instruct, width 576, 30 layers",
-        *(576, 4, 32, 1, (1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
+        *(576, 2, 24, 1, (1e-3,), (1e-5, 1e-4, 1e-3)),
     ),
 }
 
@@ -94,15 +94,16 @@ def solve_problems(policy: Path, number: int, seed: int, held_out: bool) -> list
 def write_letters(number: int, seed: int, held_out: bool) -> list[dict]:
     """Letters: samples of the chain, those of a prompt next to each other, with the true value of every state."""
     rng = random.Random(f"letters {seed} {held_out}")
-    probabilities = chain().softmax(-1).tolist()
+    probabilities, table = chain().softmax(-1).tolist(), true_values()
     rows = []
     for _ in range(number):
         prompt = rng.choice(LETTERS[:-1])
         for _ in range(GENERATIONS):
             text, values = "", []
             while len(text) < LENGTH:
-                values.append(true_value(prompt, text))
-                letter = rng.choices([*LETTERS, ""], probabilities[LETTERS.index((prompt + text)[-1])])[0]
+                state = LETTERS.index((prompt + text)[-1])
+                values.append(table[LENGTH - len(text), state].item() * ("x" not in text))
+                letter = rng.choices([*LETTERS, ""], probabilities[state])[0]
                 if not letter:
                     break
                 text += letter
@@ -120,6 +121,21 @@ def ceiling(rows: list[dict]) -> tuple[float, float]:
         lines.append(fit_sums(values, torch.full_like(values, row["reward"]), torch.ones_like(values)))
     sums = torch.cat(lines)
     return explained_variance(sums), explained_variance(sums, torch.arange(len(sums)) // GENERATIONS)
+
+
+def random_model(tokenizer, width: int):
+    """Two layers of a width, with random weights, the same ones every time."""
+    config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+    )
+    set_seed(0)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def as_tensors(rows: list[dict], tokenizer) -> dict[str, torch.Tensor]:
@@ -181,7 +197,7 @@ def run_arm(name: str, args, policy: Path, stored: dict, save) -> None:
         make_network = partial(AutoModelForCausalLM.from_pretrained, policy, dtype=torch.float32)
         tokenizer, write = load(policy)[1], partial(solve_problems, policy)
     elif name == "letters":
-        make_network, write = partial(make_model, tokenizer, arm.width, 2, len(tokenizer)), write_letters
+        make_network, write = partial(random_model, tokenizer, arm.width), write_letters
     else:
         make_network = partial(AutoModelForCausalLM.from_pretrained, args.smollm, dtype=torch.float32)
         tokenizer, write = AutoTokenizer.from_pretrained(args.smollm), write_letters

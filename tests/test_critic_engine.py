@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import tiny_model_dir
 from vapo_runs import PROMPTS, make_trainer
 
-from trl_credit import VAPOConfig, VAPOTrainer
+from trl_credit import VAPOTrainer
 from trl_credit.critics.token import make_token_critic
 
 
@@ -89,9 +89,25 @@ def test_the_head_has_a_rate_of_its_own(model_dir, tmp_path):
     assert (entry["critic/learning_rate"], entry["critic/head_learning_rate"]) == (1e-5, 1e-3)
 
 
-@pytest.mark.parametrize(("rate", "head"), [(1e-5, 1e-3), (2e-2, 2e-2), (0.0, 0.0)])
-def test_the_heads_rate_is_by_default_not_below_the_backbones_and_zero_where_that_is(rate, head, tmp_path):
-    assert VAPOConfig(str(tmp_path), critic_learning_rate=rate, bf16=False, use_cpu=True).head_learning_rate == head
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [
+        ((None, None), (1e-3, 1e-3)),
+        ((1e-5, None), (1e-5, 1e-3)),
+        ((2e-2, None), (2e-2, 2e-2)),
+        ((0.0, None), (0.0, 0.0)),
+        ((None, 1e-5), (1e-3, 1e-5)),
+    ],
+)
+def test_the_heads_rate_is_by_default_not_below_the_others_and_0_where_that_is(given, rates, model_dir, tmp_path):
+    settings = {"critic_learning_rate": given[0], "critic_head_learning_rate": given[1]}
+    assert make_trainer(model_dir, tmp_path, **settings).critic_learning_rates() == rates
+
+
+def test_default_rates_fall_with_the_width(tmp_path):
+    folder = tiny_model_dir(tmp_path, hidden=256, layers=1)
+    trainer = make_trainer(folder, tmp_path, critic_learning_rate=None)
+    assert trainer.critic_learning_rates() == pytest.approx((0.1 / 256, 0.1 / 256))
 
 
 def test_the_critics_optimizer_is_the_one_that_is_named(model_dir, tmp_path):
@@ -158,8 +174,10 @@ def test_a_head_that_comes_with_the_critic_is_left_alone_and_a_number_for_it_ref
     trainer = make_trainer(model_dir, tmp_path, reward=half, critic=network, critic_learning_rate=0.0)
     trainer.train()
     assert trainer.rollouts_seen[0]["values"].max() == 0.125
-    with pytest.raises(ValueError, match=r"`critic_initial_value=0.5` has no effect: the critic comes with a head"):
+    with pytest.raises(ValueError, match="has learned already, which cannot start at `critic_initial_value`"):
         make_trainer(model_dir, tmp_path, critic=network, critic_initial_value=0.5)
+    with pytest.raises(ValueError, match=r"`critic_initial_value=0.0` has no effect: the critic comes with a head"):
+        make_trainer(model_dir, tmp_path, critic=network, critic_initial_value=0.0)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,14 @@ def ones(completions, **kwargs):
 
 
 def one_with_each_end(prompts, trainer):
-    """Of four completions two end, in the two ways there are, and two are cut off."""
+    """Of four completions two end, in the two ways there are, one with no room to go on, and two are cut off."""
     assert len(trainer.eos_token_ids) == 2
-    ids = [[65, 66, trainer.eos_token_ids[0]], [65, trainer.eos_token_ids[1]], [67] * LENGTH, [68] * LENGTH]
+    ids = [
+        [65, 66, trainer.eos_token_ids[0]],
+        [65] * (LENGTH - 1) + [trainer.eos_token_ids[1]],
+        [67] * LENGTH,
+        [68] * LENGTH,
+    ]
     return {
         "prompt_ids": trainer.processing_class(list(prompts))["input_ids"],
         "completion_ids": ids,
@@ -42,7 +47,7 @@ def test_a_completion_that_ends_in_either_way_has_ended(two_eos_dir, tmp_path):
     trainer.train()
     (rollout,) = trainer.rollouts_seen
     assert trainer.is_cut_off(rollout).tolist() == [False, False, True, True]
-    assert rollout["critic_mask"].sum(1).tolist() == [3, 2, LENGTH, LENGTH]
+    assert rollout["critic_mask"].sum(1).tolist() == [3, LENGTH, LENGTH, LENGTH]
     # λ = 0: the last advantage is the reward less the value of the last state, where nothing comes after it.
     last = rollout["critic_mask"].sum(1, keepdim=True) - 1
     surprise = rollout["advantages"].gather(1, last) - (1 - rollout["values"].gather(1, last))

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from vapo_runs import LENGTH, PROMPTS, make_trainer
 
+from trl_credit.credit_log.reader import CREDIT_FOLDER
 from trl_credit.seam.user_functions import distinct_names
 
 
@@ -103,7 +104,7 @@ def test_two_functions_of_one_name_both_count_and_are_told_apart(model_dir, tmp_
     (table,) = (tmp_path / "completions").glob("*.parquet")
     assert pd.read_parquet(table)["reward"].tolist() == [1.0] * len(PROMPTS[:4])
     assert pd.read_parquet(table)["reward_2"].dropna().tolist() == [0.5, 0.5, 0.25]
-    (table,) = (tmp_path / "credit").glob("*.parquet")
+    (table,) = (tmp_path / CREDIT_FOLDER).glob("*.parquet")
     assert pd.read_parquet(table)["rewards"][0] == {"reward": 1.0, "reward_2": 0.5}
 
 

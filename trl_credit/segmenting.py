@@ -40,25 +40,25 @@ _DELIMITERS = (
 @dataclass(frozen=True)
 class DelimiterSegmenter:
     """
-    Cuts a completion at blank lines, else at line ends, else at ends of sentences.
+    Cuts a completion at blank lines, otherwise at line ends, otherwise at sentence ends.
 
-    From the start of a segment it takes, of the best kind of delimiter between `min_length` and `max_length`, the one
-    nearest `target_length`; the end of a tool's output counts as a blank line. Where there is no delimiter it cuts at
-    `max_length`. What is left at the end, up to `target_length`, is one segment.
+    Between `min_length` and `max_length` from the start of a segment it looks for the best kind of delimiter, and cuts
+    at the one closest to `target_length`; the end of a tool's output counts as a blank line. Without a delimiter it
+    cuts at `max_length`. A remainder of up to `target_length` is one segment.
 
-    It never cuts inside a character that takes several tokens, and never before or inside what a tool has returned,
-    which belongs to the segment with the call. Only these two, and `max_segments`, can move a length out of its limits;
-    a completion shorter than `min_length` is one segment.
+    It never cuts inside a character that takes several tokens, nor before or inside a tool's output, which belongs to
+    the segment with the call. Only these two rules and `max_segments` can push a length beyond its limits; a completion
+    shorter than `min_length` is one segment.
 
     Args:
         min_length (`int`, *optional*, defaults to `40`):
-            Fewest tokens of a segment.
+            Minimum number of tokens in a segment.
         target_length (`int`, *optional*, defaults to `120`):
-            Preferred tokens of a segment (arXiv:2604.10701 has about 120).
+            Preferred number of tokens in a segment (arXiv:2604.10701 has about 120).
         max_length (`int`, *optional*, defaults to `240`):
-            Most tokens of a segment, at least `2 * min_length`.
+            Maximum number of tokens in a segment, at least `2 * min_length`.
         max_segments (`int`, *optional*):
-            Most segments of a completion. Where it would be exceeded, the three lengths grow in proportion.
+            Maximum number of segments. Where it would be exceeded, the three lengths grow in proportion.
 
     Raises:
         ValueError: If the lengths are not `0 < min_length <= target_length <= max_length`, `max_length` is below
@@ -156,7 +156,7 @@ _NO_DELIMITER = len(_DELIMITERS)
 
 
 def check_ends(ends: Sequence[int], length: int) -> None:
-    """Refuse ends that do not divide a completion of so many tokens into segments."""
+    """Refuse ends that do not divide a completion of this many tokens into segments."""
     starts = [0, *ends[:-1]]
     if any(start >= end for start, end in zip(starts, ends, strict=False)) or [0, *ends][-1] != length:
         raise ValueError(
@@ -169,7 +169,7 @@ def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> l
     """
     Texts of the segments of a completion. Together they are its text, whatever the segments and the tokenizer.
 
-    A character whose tokens are in two segments belongs to the one that completes it. Special tokens are kept.
+    A character whose tokens are in two segments belongs to the segment that completes it. Special tokens are kept.
 
     Args:
         token_ids (`Sequence[int]`):
@@ -199,7 +199,8 @@ def segment_texts(token_ids: Sequence[int], ends: Sequence[int], tokenizer) -> l
 def token_texts(tokenizer, ids: list[int]) -> list[str]:
     """
     The text of each token. Joined they are the text of all; the bytes of a character that is spread over several tokens
-    are shown with the last of them. A tokenizer that is not fast decodes each token by itself, which need not add up.
+    are shown with the last of them. A tokenizer that is not fast decodes each token by itself, and the texts need not
+    add up.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):

@@ -54,7 +54,7 @@ class SameAnswers(GenACTrainer):
 
     def _generate_answers(self, prompts):
         answers = []
-        for prompt in prompts + [None] * (self._most(len(prompts)) - len(prompts)):
+        for prompt in prompts + [None] * (self.most(len(prompts)) - len(prompts)):
             with seeded(zlib.crc32(str(prompt).encode())):
                 answers += super()._generate_answers([] if prompt is None else [prompt])
         return answers

@@ -36,6 +36,7 @@ class Run:
         history = json.loads((folder / "history.json").read_text())
         self.engines = {"policy": history["policy"], "critic": history["critic"]}
         self.steps, self.pretraining = history["steps"], history["pretraining"]
+        self.error = history["error"]
         self.critic_steps, self.prompts_read = history["critic_steps"], history.get("prompts_read")
         self.weights = {"policy": load_weights(folder), "critic": load_weights(folder / "critic")}
 
@@ -114,16 +115,27 @@ def test_a_critic_on_the_policys_base_trains_with_ddp_as_on_one_process(runs, on
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_fresh_head_starts_at_zero_and_every_weight_of_the_critic_moves(runs, engine, model_dir):
+def test_the_fresh_head_starts_at_the_mean_reward_and_every_weight_of_the_critic_moves(runs, engine, model_dir):
     run = runs(engine)["full"]
-    # V = 0: half the mean of the squared returns, and no error of an uninitialised head.
-    assert run.pretraining[0]["critic/value_min"] == run.pretraining[0]["critic/value_max"] == 0
+    first = run.pretraining[0]
+    mean = pytest.approx(first["critic_pretraining/reward"], rel=1e-5)
+    assert first["critic_pretraining/value_min"] == first["critic_pretraining/value_max"] == mean != 0
+    # The next rollout is valued by a head that has made a step from there, and not from 0.
+    assert abs(run.pretraining[1]["critic_pretraining/value_mean"] / first["critic_pretraining/reward"]) > 0.1
     assert run.critic_steps == 2 + 3
     before = load_file(model_dir / "model.safetensors")
     for name, weight in run.weights["critic"].items():
         # Attention does not see a bias on all its keys.
         if name in before and not name.endswith("k_proj.bias"):
             assert (weight - before[name]).abs().max() > 10 * TOLERANCE, name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights_as_they_were(runs, engine):
+    run = runs(engine)["broken"]
+    assert "gradient norm of the critic is" in run.error and "in its update 4" in run.error
+    assert run.critic_steps == 3
+    assert all(weight.isfinite().all() for weight in run.weights["critic"].values())
 
 
 @pytest.mark.parametrize("engine", ENGINES)

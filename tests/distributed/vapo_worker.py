@@ -34,7 +34,8 @@ COMMON = {
     "critic_weight_decay": 0.1,
 }
 VAPO = {"num_generations": 4, "length_adaptive_alpha": 1.5, "whiten_advantages": True}
-SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+# A rollout lasts two steps: the run that is resumed was stopped between them.
+SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
 SCENARIOS = {
     "full": {},
     "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
@@ -42,6 +43,7 @@ SCENARIOS = {
     "shared": {"critic_share_base": True},  # and the policy has adapters
     "saved": SAVED,
     "resumed": SAVED,
+    "broken": {},  # a gradient of the critic that is none
 }
 IN_THREES = {"per_device_train_batch_size": 3, "reward": sppo_runs.unscored_now_and_then}
 SPPO_SCENARIOS = {  # the critic is of another family
@@ -62,6 +64,17 @@ def engine(module, accelerator) -> dict:
     return found
 
 
+def broken_after(trainer, updates: int):
+    """The trainer's loss with, after some updates, a finite value and a gradient of NaN."""
+    loss = trainer.critic_loss
+
+    def broken(network, inputs):
+        value = loss(network, inputs)
+        return value if trainer.engine.steps < updates else value + 0 * (value - value).sqrt()
+
+    return broken
+
+
 def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = None, **settings) -> dict:
     if scenario in SPPO_SCENARIOS:
         settings = {**COMMON, **SPPO_SCENARIOS[scenario], **settings, "critic": f"{model_dir}/critic"}
@@ -71,7 +84,13 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
             settings["peft_config"] = LoraConfig(r=4, target_modules="all-linear")
         settings = {**COMMON, **VAPO, **SCENARIOS[scenario], **settings}
         trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=VAPOTrainer, **settings)
-    trainer.train(resume_from_checkpoint=resume)
+    error = None
+    if scenario == "broken":
+        trainer.critic_loss = broken_after(trainer, updates=3)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except FloatingPointError as stop:
+        error = str(stop)
     trainer.save_model()
     result = {
         "policy": engine(trainer.model_wrapped, trainer.accelerator),
@@ -79,6 +98,7 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
         "steps": [entry for entry in trainer.state.log_history if "loss" in entry],
         "pretraining": [entry for entry in trainer.state.log_history if "critic_pretraining/loss" in entry],
         "critic_steps": trainer.engine.steps,
+        "error": error,
         "prompts_read": gather_object([getattr(trainer, "prompts_read", [])]),
     }
     if trainer.is_world_process_zero():
@@ -93,7 +113,7 @@ if __name__ == "__main__":
     on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
     for scenario in scenarios:
         whole = scenario.replace("resumed", "saved")
-        resume = f"{output_dir}/{whole}/checkpoint-2" if scenario != whole else None
+        resume = f"{output_dir}/{whole}/checkpoint-1" if scenario != whole else None
         train(model_dir, f"{output_dir}/{scenario}", scenario, resume, gradient_accumulation_steps=2, **on_cpu)
     # Else gloo's threads may outlive what they use, and abort the process at its end.
     if distributed.is_initialized():

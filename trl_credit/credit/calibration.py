@@ -10,7 +10,7 @@ DECILES = 10
 
 def calibration_sums(probabilities: torch.Tensor, outcomes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
-    Sums from which Brier score, calibration error and reliability follow, one line per decile of the probability.
+    Sums from which Brier score, calibration error and reliability follow, one row per decile of the probability.
 
     Args:
         probabilities (`torch.Tensor`):
@@ -33,14 +33,14 @@ def calibration_sums(probabilities: torch.Tensor, outcomes: torch.Tensor, mask: 
 
 def brier_score(sums: torch.Tensor) -> float:
     r"""
-    \\( \tfrac{1}{n} \sum_i (V_i - R_i)^2 \\), NaN of no predictions.
+    \\( \tfrac{1}{n} \sum_i (V_i - R_i)^2 \\), NaN without predictions.
 
     Args:
         sums (`torch.Tensor`):
             Of [`calibration_sums`], added over all batches and processes, shape `(10, 4)`.
 
     Returns:
-        `float`: In [0, 1]; 0.25 for a critic that always says a half when outcomes are 0 or 1.
+        `float`: In [0, 1]; 0.25 for a critic that always says ½ when outcomes are 0 or 1.
     """
     count, _, _, squares = sums.sum(0).tolist()
     return squares / count if count else math.nan
@@ -48,15 +48,15 @@ def brier_score(sums: torch.Tensor) -> float:
 
 def expected_calibration_error(sums: torch.Tensor) -> float:
     r"""
-    \\( \sum_b \tfrac{n_b}{n} | \bar V_b - \bar R_b | \\) over the deciles b of the prediction, NaN of no predictions.
+    \\( \sum_b \tfrac{n_b}{n} | \bar V_b - \bar R_b | \\) over the deciles b of the prediction, NaN without predictions.
 
     Args:
         sums (`torch.Tensor`):
             Of [`calibration_sums`], added over all batches and processes, shape `(10, 4)`.
 
     Returns:
-        `float`: In [0, 1]. Of few predictions it is large by chance: with n in a decile it is off by about
-        \\( \tfrac{1}{2 \sqrt{n}} \\).
+        `float`: In [0, 1]. Over few predictions it is large by chance: with n in a decile it is off by about \\(
+        \tfrac{1}{2 \sqrt{n}} \\).
     """
     count = sums[:, 0].sum().item()
     return (sums[:, 1] - sums[:, 2]).abs().sum().item() / count if count else math.nan

@@ -7,7 +7,7 @@ import torch
 
 def fit_sums(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
-    Sums from which explained variance follows, one line per completion.
+    Sums from which explained variance follows, one row per completion.
 
     Args:
         values (`torch.Tensor`):
@@ -36,10 +36,10 @@ def explained_variance(sums: torch.Tensor, groups: torch.Tensor | None = None) -
 
     Args:
         sums (`torch.Tensor`):
-            Lines of [`fit_sums`] of all processes, shape `(B, 5)`.
+            Rows of [`fit_sums`] from all processes, shape `(B, 5)`.
         groups (`torch.Tensor`, *optional*):
-            The group of each line, shape `(B,)`, integers. Variances are then taken within groups and pooled: with one
-            group per prompt, how far the critic explains more than the difficulty of the prompt.
+            The group of each row, shape `(B,)`, integers. Variances are then taken within groups and pooled: with one
+            group per prompt, this is how much the critic explains beyond the difficulty of the prompt.
 
     Returns:
         `float`: At most 1; 0 for a constant critic.

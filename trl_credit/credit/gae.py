@@ -21,9 +21,9 @@ def gae(
     which for one λ is \\( A_t = \sum_k (\gamma\lambda)^k \delta_{t+k} \\) with
     \\( \delta_t = r_t + \gamma V_{t+1} - V_t \\). After the last trained token both V and R are `bootstrap`.
 
-    Only tokens with `mask = 1` are time steps: padding and tool output are neither states nor time, and no value at or
-    after the end of a completion is ever read. A reward that falls on such a token goes to the last trained token
-    before it (to the first one of the row, if there is none before), so that none is lost.
+    Only tokens with `mask = 1` are time steps: padding and tool output are neither states nor steps, and no value at or
+    after the end of a completion is ever read. A reward on such a token goes to the last trained token before it (or,
+    if there is none, to the first one of the row), so that no reward is lost.
 
     Args:
         rewards (`torch.Tensor`):
@@ -36,8 +36,8 @@ def gae(
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount γ.
         lam (`float` or `torch.Tensor`, *optional*, defaults to `1.0`):
-            λ, one for all; one per row, shape `(B,)` or `(B, 1)`; or one per token, shape `(B, T)`: how much of the
-            return after that token, rather than of the value of the state it leads to, its own return takes.
+            λ, one for all; one per row, shape `(B,)` or `(B, 1)`; or one per token, shape `(B, T)`: the weight, in the
+            token's own return, of the return after it rather than of the value of the state it leads to.
         bootstrap (`torch.Tensor`, *optional*):
             Value of the state after the last trained token, shape `(B,)`: 0 where the completion has ended, the
             critic's value where it was cut off. `None` is 0 for all.
@@ -80,7 +80,7 @@ def monte_carlo_returns(
     bootstrap: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Discounted sum of the rewards from each trained token on: the λ-return at λ = 1, in which no value takes part.
+    Discounted sum of the rewards from each trained token on: the λ-return at λ = 1, which uses no values.
 
     With γ = 1 and one reward at the end it is that reward, exactly, at every token.
 
@@ -145,7 +145,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, totals=None, eps: float = 1
         mask (`torch.Tensor`):
             Trained tokens, shape `(B, T)`.
         totals (`Callable`, *optional*):
-            Sums a tensor over all processes, e.g. `accelerator.reduce`. Default: this process alone.
+            Sums a tensor over all processes, e.g. `accelerator.reduce`. Default: only this process.
         eps (`float`, *optional*, defaults to `1e-8`):
             Added to the variance.
 

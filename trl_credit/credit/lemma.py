@@ -15,7 +15,7 @@ def value_gap_bound(eos_prob: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         eos_prob (`torch.Tensor`):
             Probability of ending the completion at each state, shape `(B, T)`.
         mask (`torch.Tensor`):
-            Trained tokens, shape `(B, T)`; at the others the policy made no choice.
+            Trained tokens, shape `(B, T)`; at other tokens the policy made no choice.
 
     Returns:
         `torch.Tensor`: The bound at each token's state, shape `(B, T)`, float32 in [0, 1]; 0 at the first token.

@@ -1,4 +1,4 @@
-"""A running mean of rewards, which a generative critic is told as the actor's success rate."""
+"""A running mean of rewards, which a generative critic is told is the actor's success rate."""
 
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ class RunningMean(NamedTuple):
 
         Args:
             rewards (`torch.Tensor`):
-                Rewards of the step, over all processes, any shape. NaN is a completion without one. A step without any
-                reward changes nothing.
+                Rewards of the step, over all processes, any shape; NaN for a completion without a reward. A step
+                without any reward changes nothing.
             momentum (`float`, *optional*, defaults to `0.9`):
                 c, in [0, 1).
         """

@@ -31,9 +31,9 @@ def segment_advantages(
     r"""
     Advantage of every trained token under a critic that values the state before each segment (arXiv:2604.10701, §3).
 
-    GAE in which a time step is a segment: \\( A_k = \sum_{l \ge 0} \lambda^l \delta_{k+l} \\) with
-    \\( \delta_k = v_{k+1} - v_k \\), the reward at the last segment and 0 as the value after it. All tokens of a
-    segment have its advantage. At λ = 1 that is \\( r - v_k \\). A segment without trained tokens is not a time step.
+    GAE in which a time step is a segment: \\( A_k = \sum_{l \ge 0} \lambda^l \delta_{k+l} \\) with \\( \delta_k =
+    v_{k+1} - v_k \\), plus the reward at the last segment, after which the value is 0. All tokens of a segment get its
+    advantage. At λ = 1 that is \\( r - v_k \\). A segment without trained tokens is not a time step.
 
     Args:
         rewards (`torch.Tensor`):

@@ -26,9 +26,9 @@ def eligibility_trace(
     | `"recent"` | \\( \max(\text{floor}, a^{t-j}) \\) | eq. 1 |
     | `"both"` | \\( \max(\text{floor}, a^{\min(j, t-j)}) \\) | eq. 2 |
 
-    and \\( w(t, t) = 1 \\). Only tokens with `mask = 1` are time steps: the others (padding, tool output) carry nothing
-    and do not add to the distance between those around them. The cost is linear in T. At `decay=0` S is the identity
-    for both styles, so that λ = 0 is GRPO (read literally, eq. 2 would keep the first token at weight 1).
+    and \\( w(t, t) = 1 \\). Only tokens with `mask = 1` are time steps: the others (padding, tool output) contribute
+    nothing and do not add to the distance between the tokens around them. The cost is linear in T. At `decay=0` S is
+    the identity for both styles, so that λ = 0 is GRPO (read literally, eq. 2 would keep the first token at weight 1).
 
     Args:
         x (`torch.Tensor`):
@@ -124,7 +124,7 @@ def adjoint_trace(
     Apply the transpose of the trace operator: \\( (S^\top x)_j = \sum_{t \ge j} w(t, j) \, x_t \\).
 
     With `x = 1` these are the effective weights of GRPO-λ: when the ratio is 1, the gradient of the ε-trace loss is
-    GRPO's with token j weighed by \\( (S^\top \mathbf{1})_j \\), e.g. \\( (1 - a^{T-j})/(1 - a) \\) for `"recent"`.
+    GRPO's with token j weighted by \\( (S^\top \mathbf{1})_j \\), e.g. \\( (1 - a^{T-j})/(1 - a) \\) for `"recent"`.
 
     Args:
         x (`torch.Tensor`):

@@ -11,8 +11,8 @@ def squared_error(
     clip_range: float | None = None,
 ) -> torch.Tensor:
     r"""
-    \\( \tfrac{1}{2} (V - R)^2 \\) per token. With a clip range, as in PPO, the larger of it and the same with V kept
-    within `clip_range` of the value that the critic gave when the rollout was made.
+    \\( \tfrac{1}{2} (V - R)^2 \\) per token. With a clip range, as in PPO: the larger of this and the same with V kept
+    within `clip_range` of the critic's value at the time of the rollout.
 
     Args:
         values (`torch.Tensor`):
@@ -22,7 +22,7 @@ def squared_error(
         old_values (`torch.Tensor`, *optional*):
             Values at the time of the rollout, same shape. Required with `clip_range`.
         clip_range (`float`, *optional*):
-            Positive; `None` for no clip.
+            Positive; `None` for no clipping.
 
     Returns:
         `torch.Tensor`: The loss of each token, in float32.
@@ -52,7 +52,7 @@ def binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.T
         logits (`torch.Tensor`):
             Outputs of the critic, with gradient, any shape.
         targets (`torch.Tensor`):
-            R in [0, 1], same shape; numbers in between are as good as 0 and 1.
+            R in [0, 1], same shape; not only 0 and 1.
 
     Returns:
         `torch.Tensor`: The loss of each, in float32.

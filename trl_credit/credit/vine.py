@@ -1,4 +1,4 @@
-"""Values and advantages of VinePPO: states are valued by what the policy makes of them."""
+"""Values and advantages of VinePPO: a state's value is what the policy goes on to achieve from it."""
 
 import torch
 
@@ -9,7 +9,7 @@ def monte_carlo_values(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
     Args:
         rewards (`torch.Tensor`):
-            Of K continuations of each of S states, shape `(S, K)`; NaN where one was not scored.
+            Rewards of K continuations of each of S states, shape `(S, K)`; NaN where one was not scored.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The mean of each state and the standard error of that mean, shape `(S,)`,
@@ -28,7 +28,7 @@ def monte_carlo_values(rewards: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 def vine_advantages(values: torch.Tensor, rewards: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
     r"""
     Advantages of VinePPO (arXiv:2410.01679, §4): every token of segment k has \\( A_k = V_{k+1} - V_k \\), with the
-    completion's own reward for the value after its last segment.
+    completion's own reward as the value after its last segment.
 
     Args:
         values (`torch.Tensor`):

@@ -14,20 +14,20 @@ from .probes import Probes
 
 class CriticProbeCallback(TrainerCallback):
     """
-    Measures a critic in training on probes that do not change: does it forget what it knew?
+    Measures a critic during training on fixed probes: does it forget what it knew?
 
-    The probes are of one policy, say the one that training starts from. As the policy moves, the truth moves away from
-    them too: what the error on them shows is the critic's memory, not its fit to the new policy. For the latter, draw
-    probes of a checkpoint and run `trl-credit critic-report`.
+    The probes belong to one policy, say the one that training starts from. As the policy moves, so does the truth: the
+    error on the probes shows the critic's memory, not its fit to the new policy. For the latter, run
+    `trl-credit critic-report` on a checkpoint.
 
     Logs `critic_probe/mse`, `critic_probe/explained_variance` and `critic_probe/bias`, the mean of V − V*, as in
-    [`evaluate_critic`], and `critic_probe/parse_rate`, the share of the states about which the critic's answer could be
-    read, to which the others are limited. Before the first step and after every `every_n_steps`, in the next line of
-    the log; where a line has several of them, their mean. It changes nothing in the run.
+    [`evaluate_critic`], and `critic_probe/parse_rate`, the share of states for which the critic's answer could be read;
+    the other metrics cover only these. It measures before the first step and after every `every_n_steps`, and logs with
+    the next line of the log; if a line covers several measurements, their mean. It changes nothing in the run.
 
     Args:
         trainer ([`~trl_credit.trainers.critic.CriticTrainer`]):
-            The trainer, one with a critic; add the callback to it with `trainer.add_callback`.
+            A trainer with a critic; add the callback to it with `trainer.add_callback`.
         probes ([`Probes`]):
             See [`draw_probes`].
         every_n_steps (`int`, *optional*, defaults to `50`):

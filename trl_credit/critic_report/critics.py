@@ -1,4 +1,4 @@
-"""What a report asks of a critic, and critics that know nothing but rewards."""
+"""What a report asks a critic, and critics that know nothing but rewards."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Critic(Protocol):
     def values(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """
         Values of all states of each rollout, shape `(T + 1,)`: the one in which each token is chosen, and the one after
-        the last. A critic that values few states keeps to those in `cuts`, and holds each value up to the next.
+        the last. A critic that values only a few states values those in `cuts`, and holds each value up to the next.
         """
         ...
 
@@ -45,8 +45,8 @@ class ConstantCritic:
 
 class LeaveOneOutMean:
     """
-    For every state the mean reward of the prompt's other completions: the baseline of RLOO and, but for the completion
-    itself, of GRPO.
+    For every state, the mean reward of the prompt's other completions: the baseline of RLOO and, except that it leaves
+    out the completion itself, of GRPO.
     """
 
     name = "leave-one-out mean"

@@ -3,7 +3,7 @@ Monte-Carlo truth: rollouts of a policy, states cut out of them, and independent
 
 The value of a state is the mean reward of its continuations. They are drawn once and kept in a folder, line by line as
 they come: `rollouts.jsonl` and `continuations.jsonl`, which `datasets.load_dataset("json", ...)` reads too, and
-`probes.json`, which says of what policy, prompts and settings they are.
+`probes.json`, which records their policy, prompts and settings.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _MANIFEST, _ROLLOUTS, _CONTINUATIONS = "probes.json", "rollouts.jsonl", "continu
 @dataclass(frozen=True)
 class ProbeSettings:
     """
-    What probes are drawn.
+    Which probes are drawn.
 
     Args:
         completions (`int`, *optional*, defaults to `4`):
@@ -37,12 +37,12 @@ class ProbeSettings:
         continuations (`int`, *optional*, defaults to `16`):
             Continuations of each state, at least 2.
         cuts (`str`, *optional*, defaults to `"deciles"`):
-            The states of a completion, all from its prompt alone on: `"deciles"` of its length; `"N"`, every N tokens;
-            `"lines"`; `"after:TEXT"`, after each occurrence of a text.
+            The states of a completion, always starting with the prompt alone: `"deciles"` of its length; `"N"`, every N
+            tokens; `"lines"`; `"after:TEXT"`, after each occurrence of a text.
         candidates (`int`, *optional*, defaults to `4`):
-            Next steps, out of one state per completion, whose order the critic is asked for; 0 for none.
+            Number of next steps, from one state per completion, that the critic has to rank; 0 for none.
         max_completion_length (`int`, *optional*, defaults to `256`):
-            Most tokens of a completion, whatever part of it is given.
+            Maximum number of tokens of a completion, including any part that is given.
         decoding ([`Decoding`], *optional*):
             How tokens are drawn.
         seed (`int`, *optional*, defaults to `0`):
@@ -85,7 +85,7 @@ class Rollout:
         prompt_ids, completion_ids (`list[int]`):
             Their tokens.
         cuts (`list[int]`):
-            Numbers of completion tokens after which there is a state with continuations; 0 is the prompt alone.
+            Numbers of completion tokens after which there is a state with continuations; 0 means the prompt alone.
         returns (`np.ndarray`):
             Rewards of the continuations of each of these states, shape `(len(cuts), n)`; NaN where none was given.
         group (`int`):
@@ -118,10 +118,10 @@ class Probes:
 
     Args:
         rollouts (`list[Rollout]`):
-            Whole completions, those of a prompt next to each other. One that was not scored is left out, and so is a
-            state with fewer than two continuations that were.
+            Whole completions, those of a prompt next to each other. Completions that were not scored are left out, as
+            are states with fewer than two scored continuations.
         candidates (`list[list[Rollout]]`):
-            Next steps out of the same state, different from each other, with one cut, at their end.
+            Distinct next steps from the same state, with one cut, at their end.
         manifest (`dict`):
             Policy, prompts, rewards and settings.
         sampled_tokens (`int`):
@@ -144,21 +144,22 @@ def draw_probes(
     reward_weights: Sequence[float] | None = None,
 ) -> Probes:
     """
-    Probes of a policy, read from a folder as far as they are there and drawn where they are not.
+    Probes of a policy: read from a folder as far as they exist, and drawn otherwise.
 
     Args:
         folder (`str` or `Path`):
-            Where they are kept. One that is there already must be of the same policy, prompts, rewards and settings.
+            Where they are kept. An existing folder must belong to the same policy, prompts, rewards and settings.
         policy ([`Policy`]):
             What samples, see [`load_policy`].
         dataset (`Iterable[dict]`):
             Rows with a `prompt`, text or messages, and any columns that the reward functions read.
         reward_funcs (`Callable` or a list of them):
-            Reward functions as TRL's; several are added up. `None` of all of them: not scored, and left out.
+            Reward functions as in TRL; several are summed. A completion for which all return `None` is not scored, and
+            left out.
         settings ([`ProbeSettings`], *optional*):
             What is drawn.
         on_progress (`Callable[[int, int], None]`, *optional*):
-            Called with the number of sequences that are there and that there will be.
+            Called with the number of sequences drawn so far and the total.
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function, as TRL's `reward_weights`. Default: 1 for each.
 

@@ -42,7 +42,7 @@ class CriticReport:
         probes (`dict`):
             What they were of, and how many.
         verdict ([`~trl_credit.critic_report.verdict.Verdict`]):
-            What all of it comes to.
+            The overall judgement.
     """
 
     critic: str
@@ -81,11 +81,11 @@ def evaluate_critic(critic: Critic, probes: Probes, draws: int = 500) -> CriticR
         probes ([`Probes`]):
             Rollouts and continuations.
         draws (`int`, *optional*, defaults to `500`):
-            Resamplings of the prompts for the interval of the calibration error; the others need none.
+            Resamplings of the prompts for the interval of the calibration error; the other intervals need none.
 
     Returns:
-        [`CriticReport`]: The verdict and the figures. States that the critic has no value for (NaN), as a generative
-        one whose answer could not be read, are counted, and left out of all other figures.
+        [`CriticReport`]: The verdict and the figures. States for which the critic has no value (NaN), such as those
+        where a generative critic's answer could not be read, are counted and left out of all other figures.
     """
     everything = [*probes.rollouts, *(candidate for group in probes.candidates for candidate in group)]
     values = critic.values(everything)

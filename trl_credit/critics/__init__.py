@@ -1,1 +1,1 @@
-"""Networks that judge what a policy does."""
+"""Critics: networks that judge what a policy does."""

@@ -1,4 +1,4 @@
-"""The contract of critics: what every critic answers, and what runs its network."""
+"""The contract of critics: what every critic provides, and what runs its network."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
@@ -41,7 +41,7 @@ class Runner(Protocol):
 
 class LocalRunner:
     """
-    A network by itself, on one process.
+    A network on its own, on one process.
 
     Args:
         network (`nn.Module`):
@@ -65,9 +65,9 @@ class LocalRunner:
 
 class Critic:
     """
-    What a critic is, of whatever kind: [`~trl_credit.critics.token.TokenCritic`],
+    The base of every kind of critic: [`~trl_credit.critics.token.TokenCritic`],
     [`~trl_credit.critics.prompt.PromptCritic`] or [`~trl_credit.critics.generative.critic.GenerativeCritic`]. Trainers,
-    the report on critics and [`~trl_credit.critic_report.CriticProbeCallback`] ask it the same.
+    the report on critics and [`~trl_credit.critic_report.CriticProbeCallback`] all ask it in the same way.
 
     Args:
         network (`nn.Module` or [`Runner`]):
@@ -94,25 +94,25 @@ class Critic:
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """
-        Values of all states of a rollout. Every process must call it, with as many completions.
+        Values of all states of a rollout. Every process must call it, with equally many completions.
 
         Args:
             rollout (`dict`):
                 `prompt_ids`, `prompt_mask` of shape `(B, P)`, padded on the left; `completion_ids`, `completion_mask`
-                of shape `(B, T)`, padded on the right; `tool_mask` of the same shape if tools have written some of it;
-                `prompts`, the B prompts as they are in the dataset; and, if a critic that values few states is to keep
-                to some of them, `cuts`, for each completion the numbers of tokens, rising, after which they are.
+                of shape `(B, T)`, padded on the right; `tool_mask` of the same shape if tools wrote some of the tokens;
+                `prompts`, the B prompts as they are in the dataset; and, to tell a critic that values only a few states
+                which ones, `cuts`: for each completion, in rising order, the numbers of tokens after which they lie.
 
         Returns:
-            `torch.Tensor`: `(B, T + 1)`, float32, without gradient. Column t is the state in which token t is chosen,
-            and column l, of a completion of l tokens, the state after its last one. NaN where the critic has no answer:
-            beyond the completion, in states that leave it no room, where what it wrote could not be read.
+            `torch.Tensor`: `(B, T + 1)`, float32, without gradient. Column t is the state in which token t is chosen;
+            for a completion of l tokens, column l is the state after its last one. NaN where the critic has no answer:
+            beyond the completion, in states that leave no room for an answer, and where its answer could not be read.
         """
         raise NotImplementedError
 
     def values(self, rollouts: Sequence[Any]) -> list[np.ndarray]:
         """
-        Values of all states of completions in lists, as a report has them.
+        Values of all states of completions given as lists, as in a report.
 
         Args:
             rollouts (`Sequence[Rollout]`):
@@ -138,7 +138,7 @@ class Critic:
 
 def as_rollout(rollouts: Sequence[Any], device: Any = None) -> dict:
     """
-    Completions in lists as [`Critic.state_values`] takes them.
+    Completions given as lists, in the form that [`Critic.state_values`] takes.
 
     Args:
         rollouts (`Sequence[Rollout]`):

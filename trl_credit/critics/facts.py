@@ -1,4 +1,4 @@
-"""What a saved critic is, for whoever loads it: the file `critic.json` beside its weights."""
+"""What a saved critic is, for whatever loads it: the file `critic.json` beside its weights."""
 
 import copy
 import hashlib
@@ -30,22 +30,22 @@ class CriticFacts:
         kind (`str`):
             `"token"`, `"prompt"` or `"generative"`.
         settings (`dict`, *optional*):
-            Options of its trainer's config, by name, without which it would be asked or read in another way.
+            Options of its trainer's config, by name, that determine what it is asked and how its answers are read.
         hint (`dict`, *optional*):
-            Running means that a generative critic is told, `success_rate`, or that stand in for its values,
-            `mean_value`, each as total and weight, see [`~trl_credit.credit.running_mean.RunningMean`].
+            Running means for a generative critic: `success_rate`, which it is told, and `mean_value`, which stands in
+            for missing values, each as total and weight, see [`~trl_credit.credit.running_mean.RunningMean`].
         context (`int`, *optional*):
-            Most tokens that it reads. Default: its network does not say.
+            Maximum number of tokens that it reads. Default: unknown, since its network does not say.
         tokenizer (`dict`, *optional*):
             Class, size and hash of the tokenizer that it reads with.
         own_tokenizer (`bool`, *optional*, defaults to `False`):
-            Whether that is another one than the policy's. If not, a critic of prompts reads what the policy has read.
+            Whether that tokenizer differs from the policy's. If not, a critic of prompts reads what the policy read.
         template_kwargs (`dict`, *optional*):
             Arguments of its tokenizer's chat template, for a critic of prompts.
         vocabulary_size (`int`, *optional*):
             Tokens that its network knows.
         updates (`int`, *optional*, defaults to `0`):
-            Updates that it has had, those of earlier stages included.
+            Number of updates so far, including those of earlier stages.
         trl_credit (`str`, *optional*):
             The version that saved it.
     """
@@ -70,8 +70,8 @@ class CriticFacts:
     @classmethod
     def load(cls, source: Any, init_kwargs: dict | None = None) -> "CriticFacts | None":
         """
-        The facts beside a checkpoint; `None` if it has none, as those of 0.2.0 and all that are no critic, or if it is
-        a model in memory.
+        The facts beside a checkpoint; `None` if there are none, as with 0.2.0's critics and anything that is not a
+        critic, or for a model in memory.
 
         Args:
             source (`str`, `Path` or `PreTrainedModel`):
@@ -97,7 +97,7 @@ class CriticFacts:
         return cls(**{name: value for name, value in facts.items() if name in known})
 
     def refuse_other_kind(self, kind: str, source: Any) -> None:
-        """Raise if the critic is not of the kind that is wanted."""
+        """Raise if the critic is not of the requested kind."""
         if self.kind != kind:
             raise ValueError(
                 f"{source} is {KINDS.get(self.kind, repr(self.kind))}, as its {FACTS_FILE} says, and {KINDS[kind]} is "
@@ -106,13 +106,13 @@ class CriticFacts:
 
     def agreed(self, given: dict[str, Any], defaults: dict[str, Any], source: Any) -> dict[str, Any]:
         """
-        The settings to use a critic with: its own, where others are not asked for.
+        The settings to use a critic with: its own, unless the caller asks for others.
 
         Args:
             given (`dict`):
-                Settings that are asked for, by name. Others of the critic do not matter.
+                Settings that the caller asks for, by name. The critic's other settings do not matter.
             defaults (`dict`):
-                What they are if nothing is asked for. Of what has no default, something is.
+                Their values if nothing is asked for. A setting without a default always counts as asked for.
             source (`str` or `Path`):
                 The critic, for the error.
 
@@ -120,7 +120,7 @@ class CriticFacts:
             `dict`: `given`, with the critic's own settings for the defaults.
 
         Raises:
-            ValueError: If one is asked for that is not the critic's.
+            ValueError: If a setting is asked for that differs from the critic's.
         """
         agreed = dict(given)
         for name, own in self.settings.items():
@@ -140,7 +140,7 @@ class CriticFacts:
 
     def applied_to(self, config: Any, kind: str, source: Any) -> Any:
         """
-        A config with the settings of the critic that its trainer starts from.
+        The config, with the settings of the critic that its trainer starts from.
 
         Args:
             config ([`~trl_credit.trainers.critic.CriticConfig`]):

@@ -1,4 +1,4 @@
-"""A saved critic by its folder alone."""
+"""Loading a saved critic from its folder alone."""
 
 from typing import Any
 
@@ -23,15 +23,15 @@ def load_critic(
         kind (`str`, *optional*):
             `"token"`, `"prompt"` or `"generative"`. Default: what its `critic.json` says, or else `"token"`.
         batch_size (`int`, *optional*, defaults to `32`):
-            Completions or prompts that are read at a time.
+            Completions or prompts per batch.
         dtype (`str`, *optional*, defaults to `"auto"`):
             Of its weights.
         settings:
-            Of its class's `from_pretrained`, as far as that takes them: `critic_loss` and `reward_range` of prompt
-            critics, `max_completion_length` of generative ones.
+            Arguments of its class's `from_pretrained`, as far as that takes them: `critic_loss` and `reward_range` for
+            prompt critics, `max_completion_length` for generative ones.
 
     Raises:
-        ValueError: If the critic is of another kind, or a setting is given that is not the critic's.
+        ValueError: If the critic is of another kind, or a given setting differs from the critic's.
     """
     if kind is None:
         facts = CriticFacts.load(path)

@@ -1,4 +1,4 @@
-"""A value for a whole prompt, from a critic that may have a tokenizer and a chat template of its own."""
+"""A value for a whole prompt, from a critic that may have its own tokenizer and chat template."""
 
 import math
 from collections.abc import Sequence
@@ -26,22 +26,22 @@ _SHARED_KWARGS = ("revision", "trust_remote_code", "token", "cache_dir", "subfol
 
 class PromptCritic(Critic):
     """
-    A value for the prompt alone, held along the completion: the critic of SPPO.
+    One value for the prompt, held constant along the completion: the critic of SPPO.
 
     Args:
         network (`nn.Module` or [`~trl_credit.critics.critic.Runner`]):
             As [`~trl_credit.SPPOTrainer`] trains it, on its device, or what runs it.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The critic's own, in whose tokens it reads the prompts of the dataset. Default: it reads the prompts as the
-            policy has read them, in the policy's tokens.
+            The critic's own tokenizer, with which it reads the prompts of the dataset. Default: it reads the prompts as
+            the policy read them, in the policy's tokens.
         critic_loss (`str`, *optional*, defaults to `"bce"`):
-            What it is trained with. With `"bce"` it answers a logit, with `"mse"` the value.
+            The loss it is trained with. With `"bce"` it outputs a logit, with `"mse"` the value.
         reward_range (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`):
-            That of its training with `"bce"`.
+            The reward range of its training with `"bce"`.
         name (`str`, *optional*, defaults to `"prompt critic"`):
             What it is called in a report.
         batch_size (`int`, *optional*, defaults to `32`):
-            Prompts that are read at a time.
+            Prompts per batch.
         tools (`list`, *optional*):
             Those of the policy, for chat templates that show them.
         template_kwargs (`dict`, *optional*):
@@ -85,9 +85,9 @@ class PromptCritic(Critic):
             path (`str`):
                 A folder or Hub id, its tokenizer beside it.
             critic_loss, reward_range, batch_size:
-                As above. At their defaults they are what the critic's `critic.json` says.
+                As above. At their defaults they are taken from the critic's `critic.json`.
             policy_tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                The policy's. A critic that was trained to read what such a policy has read goes on to do so.
+                The policy's. A critic that was trained to read what such a policy read still does so.
             model_init_kwargs:
                 Of `from_pretrained`.
         """
@@ -121,8 +121,7 @@ class PromptCritic(Critic):
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Prompts of shape `(B, P)`, padded on the left with -1, with the same P
-            on every process; and which of them were cut to fit the critic's context, shape `(B,)`: what is left is
-            their end.
+            on every process; and which of them were cut to fit the critic's context, shape `(B,)`, keeping their end.
 
         Raises:
             ValueError: If the rollout has images, or tokens that the critic does not know.
@@ -148,7 +147,7 @@ class PromptCritic(Critic):
 
     def prompt_values(self, prompts: torch.Tensor) -> torch.Tensor:
         """
-        Values of prompts, in units of the reward. Each distinct one goes through the critic once, on one process.
+        Values of prompts, in units of the reward. Each distinct prompt goes through the critic once, on one process.
 
         Args:
             prompts (`torch.Tensor`):
@@ -195,7 +194,7 @@ def load_critic_tokenizer(source: str | Path, model_init_kwargs: dict | None = N
         source (`str` or `Path`):
             Its folder or Hub id.
         model_init_kwargs (`dict`, *optional*):
-            Those of the critic: its revision and the like count for the tokenizer too.
+            Those of the critic: its revision and the like also apply to the tokenizer.
 
     Raises:
         ValueError: If the checkpoint has no tokenizer.

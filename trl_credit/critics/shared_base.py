@@ -1,8 +1,8 @@
-"""A critic on the policy's frozen base: adapters and a head of its own, one set of base weights in memory.
+"""A critic on the policy's frozen base: its own adapters and head, and one set of base weights in memory.
 
 The critic is a network like any LoRA critic, except that the parameters under its adapters *are* the policy's, the same
-objects. The policy's modules do not know of it: its names, its adapters, what of it is merged, saved or sent to vLLM
-are what they are without a critic.
+objects. The policy's modules do not know about it: the policy's names and adapters, and what is merged, saved or sent
+to vLLM, are the same as without a critic.
 """
 
 import copy
@@ -33,9 +33,9 @@ def make_shared_base_critic(
 
     Args:
         policy (`~peft.PeftModel`):
-            The policy. Nothing of it is changed.
+            The policy, which is not changed.
         source (`str` or `Path`, *optional*):
-            Folder of the adapters and the head of an earlier critic on the same base. Default: fresh ones, so that
+            Folder with the adapters and the head of an earlier critic on the same base. Default: fresh ones, so that
             every value is `initial_value` until the first update.
         initial_value (`float`, *optional*, defaults to `0.0`):
             What a fresh head answers everywhere.
@@ -43,7 +43,7 @@ def make_shared_base_critic(
             Adapters of a fresh critic. Default: those of the policy, without dropout.
 
     Returns:
-        `~peft.PeftModel`: The critic. It saves and loads as any critic with adapters, see
+        `~peft.PeftModel`: The critic. It saves and loads like any critic with adapters, see
         [`~trl_credit.critics.token.make_token_critic`].
 
     Raises:

@@ -34,7 +34,7 @@ class TokenCritic(Critic):
 
     Args:
         network (`nn.Module` or [`~trl_credit.critics.critic.Runner`]):
-            As [`make_token_critic`] makes it, on its device, or what runs it.
+            As created by [`make_token_critic`], on its device, or what runs it.
         name (`str`, *optional*, defaults to `"token critic"`):
             What it is called in a report.
         batch_size (`int`, *optional*, defaults to `32`):
@@ -56,7 +56,7 @@ class TokenCritic(Critic):
             path (`str`):
                 A folder or Hub id.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                The policy's. One of another vocabulary beside the critic is an error.
+                The policy's. A tokenizer with another vocabulary beside the critic is an error.
             batch_size (`int`, *optional*, defaults to `32`):
                 Completions that are read at a time.
             model_init_kwargs:
@@ -84,7 +84,7 @@ class TokenCritic(Critic):
 
 
 class Float32Head(nn.Linear):
-    """A linear layer that computes in float32, whatever its input, its weights and autocast: bf16 has 3 digits."""
+    """A linear layer that computes in float32, whatever its input, weights and autocast: bf16 has only 3 digits."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         with torch.autocast(states.device.type, enabled=False):
@@ -109,20 +109,20 @@ def make_token_critic(
         source (`str`, `Path` or `PreTrainedModel`):
             A folder or Hub id of any checkpoint that `AutoModelForTokenClassification` can start from: a causal LM, a
             reward model (sequence classification with one label), a critic, or the adapter of a LoRA critic. Or a model
-            in memory: one for token classification is used as it is, of any other the weights are copied.
+            in memory: one for token classification is used as it is; from any other the weights are copied.
         initial_value (`float`, *optional*, defaults to `0.0`):
-            What a fresh head answers everywhere, e.g. 0 or the mean reward.
+            What a fresh head outputs everywhere, e.g. 0 or the mean reward.
         peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head instead of all weights.
         model_init_kwargs (`dict`, *optional*):
-            Keyword arguments of `from_pretrained`; `dtype` defaults to `"float32"`. Of a model in memory, whose weights
+            Keyword arguments of `from_pretrained`; `dtype` defaults to `"float32"`. For a model in memory whose weights
             are copied, only the `dtype` of the copy can be set.
 
     Returns:
         `nn.Module`: The critic, a `PreTrainedModel` or a `PeftModel`. [`read_values`] calls it.
 
     Raises:
-        ValueError: If `initial_value` is not 0 and the head has learned something already.
+        ValueError: If `initial_value` is not 0 and the head is already trained.
     """
     kwargs = {"dtype": "float32", **(model_init_kwargs or {})}
     network: Any
@@ -151,7 +151,7 @@ def finish_token_critic(
         peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head instead of all weights.
         fresh (`bool`, *optional*, defaults to `True`):
-            The head has not learned anything.
+            Whether the head is untrained.
     """
     network.config.use_cache = False
     head = _use_float32_head(network)
@@ -174,8 +174,8 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     """
     Values of all states of the completions.
 
-    A state is read at the last token before the choice: that of the first token of a completion at the last token of
-    its prompt.
+    A state's value is read at the last token before the choice: for the first token of a completion, at the last token
+    of its prompt.
 
     Args:
         network (`nn.Module`):
@@ -220,7 +220,7 @@ def refuse_images(inputs: dict) -> None:
 
 
 def refuse_causal_lm(path: str) -> None:
-    """Raise for a checkpoint that has no value head, and would be given one that knows nothing."""
+    """Raise for a checkpoint that has no value head and would be given an untrained one."""
     if (Path(path) / "adapter_config.json").is_file():
         return
     architectures = AutoConfig.from_pretrained(path).architectures or []
@@ -272,7 +272,7 @@ def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
 
 
 def refuse_kwargs_of_a_model(source: PreTrainedModel, model_init_kwargs: dict | None) -> Any:
-    """The dtype that a copy of a model in memory is to have, `None` for its own; raise for any other argument."""
+    """The dtype for the copy of a model in memory, `None` for its own; raise for any other argument."""
     kwargs = dict(model_init_kwargs or {})
     dtype = kwargs.pop("dtype", None)
     if kwargs or (dtype is not None and "TokenClassification" in type(source).__name__):
@@ -352,7 +352,7 @@ def _from_adapter(source, peft_config, kwargs: dict) -> nn.Module:
 
 def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config=None) -> nn.Module:
     """
-    A critic with the adapters and the head of an earlier run; it trains on.
+    A critic with the adapters and the head of an earlier run, still trainable.
 
     Args:
         network (`PreTrainedModel`):
@@ -360,7 +360,7 @@ def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config
         source (`str` or `Path`):
             Folder of the adapters.
         peft_config (`~peft.PeftConfig`, *optional*):
-            Must be `None`: they have theirs.
+            Must be `None`: the saved adapters have their own.
     """
     from peft import PeftModel
 

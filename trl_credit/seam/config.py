@@ -34,12 +34,12 @@ class CreditConfig(Options, GRPOConfig):
 
     Args:
         log_credit (`bool`, *optional*, defaults to `False`):
-            Write what each token was given to parquet files in the folder `_credit` of `output_dir`, which is not
-            pushed to the Hub, to be looked at with `trl-credit inspect`.
+            Write the credit of each token to parquet files in the folder `_credit` of `output_dir`, to be viewed with
+            `trl-credit inspect`. The folder is not pushed to the Hub.
         log_credit_steps (`int`, *optional*, defaults to `50`):
-            Write a rollout every so many optimizer steps.
+            Write one rollout every this many optimizer steps.
         log_credit_completions (`int`, *optional*, defaults to `16`):
-            Completions of a rollout to write: its first ones, so that those of a prompt stay together.
+            How many completions of a rollout to write: the first ones, so that those of a prompt stay together.
     """
 
     # Whether the token mean of the policy's loss is exact, over the tokens of the very optimizer step; else TRL's.
@@ -53,9 +53,10 @@ class CreditConfig(Options, GRPOConfig):
 
     def __post_init__(self):
         self.check_options()
-        if self.num_generations is not None and self.num_generations < 1:
+        fewest, why = (1, "") if self.allows_single_generation else (2, ": credit comes from comparing completions")
+        if self.num_generations is not None and self.num_generations < fewest:
             raise ValueError(
-                f"{type(self).__name__}: `num_generations` must be at least 1, got {self.num_generations}."
+                f"{type(self).__name__}: `num_generations` must be at least {fewest}, got {self.num_generations}{why}."
             )
         with _single_generation_allowed(self):
             super().__post_init__()

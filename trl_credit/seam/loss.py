@@ -1,4 +1,4 @@
-"""The policy's loss: what of it a trainer may change, inside TRL's own."""
+"""The policy's loss: what a trainer may change inside TRL's."""
 
 from collections import defaultdict
 from contextlib import contextmanager
@@ -25,13 +25,14 @@ _LOGIT_TRANSFORMS = (
 @dataclass
 class LossTerms:
     """
-    What the policy loss is made of, for one micro-batch.
+    The ingredients of the policy loss, for one micro-batch.
 
     Args:
         logps (`torch.Tensor`):
             Log-probabilities of the completion's tokens under the policy, shape `(B, T)`, with gradient.
         log_ratio (`torch.Tensor`):
-            `logps` minus those of the policy that the update started from, shape `(B, T)`, float32, with gradient.
+            `logps` minus the log-probabilities under the policy that the update started from, shape `(B, T)`, float32,
+            with gradient.
         advantages (`torch.Tensor`):
             Advantages, shape `(B, 1)` or `(B, T)`.
         mask (`torch.Tensor`):
@@ -76,10 +77,10 @@ class LossSeam(RecordingSeam):
 
     def shape_loss(self, terms: LossTerms, mode: str) -> LossTerms:
         """
-        Say what the policy loss is to see.
+        Decide what the policy loss sees.
 
-        Only the policy term follows: KL penalty, entropy bonus, off-policy mask and sampler correction keep the true
-        log-probabilities.
+        This affects only the policy term: KL penalty, entropy bonus, off-policy mask and sampler correction keep the
+        true log-probabilities.
 
         Args:
             terms (`LossTerms`):
@@ -88,13 +89,13 @@ class LossSeam(RecordingSeam):
                 `"train"` or `"eval"`.
 
         Returns:
-            `LossTerms`: Those with another `log_ratio` or `advantages`, or the very same object for no change.
+            `LossTerms`: The terms with another `log_ratio` or `advantages`, or the same object for no change.
         """
         return terms
 
     def extra_loss(self, terms: LossTerms, inputs: dict, mode: str) -> torch.Tensor | None:
         """
-        Say what else the policy is to learn.
+        Add a term to the policy's loss.
 
         Args:
             terms (`LossTerms`):
@@ -105,8 +106,8 @@ class LossSeam(RecordingSeam):
                 `"train"` or `"eval"`.
 
         Returns:
-            `torch.Tensor`: A further term of the loss, a scalar with gradient, or `None`. Terms of an optimizer step's
-            micro-batches are added, and those of processes averaged.
+            `torch.Tensor`: A further term of the loss, a scalar with gradient, or `None`. Terms are summed over the
+            micro-batches of an optimizer step and averaged over processes.
         """
         return None
 
@@ -116,8 +117,8 @@ class LossSeam(RecordingSeam):
         Probability that the policy ends the completion at each state, shape `(B, T)`.
 
         It comes from the hidden states of the loss's own forward pass: the log-probability of the sampled token is
-        known, so an EOS logit less that token's logit is all that is missing, and no second pass over the vocabulary
-        is needed. `None` for architectures that transform their logits (Gemma 2, Cohere, Granite, ...) and where the
+        known, so only the EOS logit minus that token's logit is missing, and no second pass over the vocabulary is
+        needed. `None` for architectures that transform their logits (Gemma 2, Cohere, Granite, ...) and where the
         hidden states are out of reach (a compiled model).
         """
         model = self._causal_lm()

@@ -26,7 +26,10 @@ class RecordingSeam(GRPOTrainer):
         self._token_scores: list[dict[int, list[float]]] = [{} for _ in self.reward_funcs]
 
     def log_value(self, mode: str, name: str, value: float) -> None:
-        """Log a number that is the same on all processes; the log shows the mean of those since the last one."""
+        """
+        Log a number; the log shows the mean of those since the last one. What is logged is the main process's: let it
+        be a number that is the same on all, or one that each has of its own, as seconds.
+        """
         self._metrics[mode][name].append(value)
 
     def add_column(self, name: str, values: list) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import send_to_device
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
@@ -41,13 +42,15 @@ def save_rollout(trainer, folder: Path) -> None:
 def resume_rollout(trainer, folder: Path) -> None:
     """Go on with the rollout of a checkpoint between two of its steps, which TRL would generate anew."""
     trainer._step, trainer._buffered_inputs = 0, None
-    file, step = _rollout_file(trainer, folder), trainer.state.global_step * trainer.args.gradient_accumulation_steps
+    file = _rollout_file(trainer, folder)
     if file.is_file():
         with torch.serialization.safe_globals(list(trainer.rollout_types)):
-            rollout = torch.load(file, map_location=trainer.accelerator.device, weights_only=True)
-        if len(rollout["micro_batches"]) == trainer._rollout_parts and rollout["step"] == step:
-            trainer._step, trainer._buffered_inputs = rollout["step"], rollout["micro_batches"]
-    if step % trainer._losses_of_rollout and trainer._buffered_inputs is None:
+            rollout = torch.load(file, map_location="cpu", weights_only=True)
+        if len(rollout["micro_batches"]) == trainer._rollout_parts:
+            trainer._step = rollout["step"]
+            trainer._buffered_inputs = send_to_device(rollout["micro_batches"], trainer.accelerator.device)
+            return
+    if trainer.state.global_step * trainer.args.gradient_accumulation_steps % trainer._losses_of_rollout:
         logger.warning(
             f"{folder} was made between two steps of a rollout and holds none that {trainer.accelerator.num_processes} "
             f"processes with `steps_per_generation={trainer._rollout_parts}` could go on with: it is generated anew. "

@@ -1,4 +1,4 @@
-"""Rollouts: how a policy is sampled and rewarded, and what TRL does not keep of it."""
+"""Rollouts: how a policy is sampled and rewarded, and what TRL does not keep."""
 
 import itertools
 from typing import Any
@@ -13,7 +13,7 @@ from .sampling import SamplingSeam
 
 
 class RolloutSeam(SamplingSeam):
-    """The part of [`CreditTrainer`] that makes rollouts and gives them to [`CreditTrainer.assign_credit`]."""
+    """The part of [`CreditTrainer`] that creates rollouts and passes them to [`CreditTrainer.assign_credit`]."""
 
     _scores: Any = None  # rewards per function of the latest rollout, over all processes
     # What `assign_credit` adds to a rollout, and its shape: B completions of T tokens, "[B]" for a list of B things.
@@ -24,13 +24,14 @@ class RolloutSeam(SamplingSeam):
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         """
-        Say what the credit of a rollout is.
+        Assign the credit of a rollout.
 
         Args:
             rollout (`dict`):
-                TRL's rollout of this process, `advantages` of shape `(B,)` among it.
+                TRL's rollout of this process, including `advantages` of shape `(B,)`.
             rewards (`torch.Tensor`):
-                Weighted sum of the rewards as the reward functions gave them, shape `(B,)`; NaN where they gave none.
+                Weighted sum of the rewards as returned by the reward functions, shape `(B,)`; NaN where none was
+                returned.
             mode (`str`):
                 `"train"` or `"eval"`.
 
@@ -41,8 +42,10 @@ class RolloutSeam(SamplingSeam):
         return rollout
 
     def begin_step(self, micro_batches: list[dict], mode: str) -> None:
-        """Called with all micro-batches of an optimizer step before the first of them is trained on; add what needs
-        to be known of them together. In evaluation every batch is a step of its own."""
+        """
+        Called with all micro-batches of an optimizer step before the first of them is trained on; collect here what has
+        to be known about all of them together. In evaluation every batch is a step of its own.
+        """
 
     def trained_tokens(self, inputs: dict) -> torch.Tensor:
         """Tokens that the policy chose and is trained on, shape `(B, T)`, boolean."""
@@ -50,10 +53,11 @@ class RolloutSeam(SamplingSeam):
 
     def is_cut_off(self, rollout: dict) -> torch.Tensor:
         """
-        Which completions ended for want of room, shape `(B,)`: not with an EOS token, and with no room for another.
+        Which completions ran out of room, shape `(B,)`: they have no EOS token at the end, and no room for another
+        token.
 
-        A shorter one without EOS has ended by itself: at a stop string, or where a rollout function ended it. The
-        context of a vLLM server that is shorter than the model's is not known here.
+        A shorter one without EOS has ended on its own: at a stop string, or where a rollout function ended it. If a
+        vLLM server has a shorter context than the model, that is not known here.
 
         Args:
             rollout (`dict`):
@@ -76,15 +80,15 @@ class RolloutSeam(SamplingSeam):
     @property
     def reward_scores(self) -> torch.Tensor:
         """
-        What each reward function gave each completion of this process's latest rollout, shape `(B, F)`, in the order of
-        `reward_func_names`; NaN where it gave none.
+        Each reward function's reward for each completion of this process's latest rollout, shape `(B, F)`, in the order
+        of `reward_func_names`; NaN where it gave none.
         """
         start = self.accelerator.process_index * len(self.rollout_rows)
         return self._scores[start : start + len(self.rollout_rows)]
 
     def rewards_where_they_fall(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         """
-        The rewards of a rollout on its tokens.
+        The rewards of a rollout, placed on its tokens.
 
         Returns:
             `torch.Tensor`: `rewards` itself, shape `(B,)`, if all reward functions gave one number for a completion;
@@ -104,16 +108,16 @@ class RolloutSeam(SamplingSeam):
 
     def rollouts(self, skip: int = 0, checkpoint: str | None = None):
         """
-        Rollouts of the policy as it is, over and over the training data, without end.
+        Rollouts of the policy as it is, cycling through the training data without end.
 
         Args:
             skip (`int`, *optional*, defaults to `0`):
-                How many to leave out at the start; none of them is generated.
+                How many to skip at the start; these are not generated.
             checkpoint (`str`, *optional*):
-                Begin with its random numbers.
+                Begin with the random state of this checkpoint.
 
         Yields:
-            `list[list[dict]]`: The micro-batches of each optimizer step that a rollout is enough for.
+            `list[list[dict]]`: The micro-batches of each optimizer step that a rollout provides.
         """
         loader = self.get_train_dataloader()
         number = 0
@@ -153,7 +157,7 @@ class RolloutSeam(SamplingSeam):
             inputs["num_items_in_batch"] = tokens * (self._rollout_parts / len(micro_batches))
 
     def _begin_step(self, micro_batches: list[dict]) -> None:
-        """What every optimizer step of the policy or of a critic begins with."""
+        """What happens at the start of every optimizer step, of the policy or of a critic."""
         if self.args.exact_token_mean:
             self._make_token_mean_exact(micro_batches)
         self.begin_step(micro_batches, "train")

@@ -29,7 +29,7 @@ _ENOUGH_STEPS = 5
 
 
 class CreditTrainer(RolloutSeam):
-    """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and say what they are called."""
+    """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and name themselves."""
 
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
@@ -81,13 +81,13 @@ class CreditTrainer(RolloutSeam):
     # --- Hooks
 
     def begin_log(self, mode: str) -> None:
-        """Called before metrics are logged: the last moment to log those of everything since the last time."""
+        """Called before metrics are logged: the moment to add metrics over everything since the last log."""
 
     def finish_step(self, micro_batches: list[dict]) -> None:
-        """Called with the same when the policy's gradient is complete, before its optimizer steps."""
+        """Called with the same micro-batches when the policy's gradient is complete, before its optimizer steps."""
 
     def begin_training(self, checkpoint: str | None) -> None:
-        """Called when the policy is on its devices, before its first step; with a checkpoint when the run resumes."""
+        """Called when the policy is on its devices, before its first step; with a checkpoint if the run is resumed."""
 
     def save_networks(self, folder: Path) -> None:
         """Called on every process when the policy is saved: save other networks beside it."""
@@ -128,7 +128,7 @@ class CreditTrainer(RolloutSeam):
 
     def run_without_training(self, checkpoint: str | bool | None = None) -> None:
         """
-        Everything of [`~transformers.Trainer.train`] up to and with [`begin_training`], and no step of the policy.
+        Everything in [`~transformers.Trainer.train`] up to and including [`begin_training`], but no step of the policy.
 
         Args:
             checkpoint (`str` or `bool`, *optional*):
@@ -145,13 +145,13 @@ class CreditTrainer(RolloutSeam):
     @contextmanager
     def unwrapped_for_generation(self, module: nn.Module, checkpointing_kwargs: dict | None = None):
         """
-        A network trained beside the policy as `generate` needs it, which is how TRL prepares the policy.
+        A network trained beside the policy, prepared for `generate` the way TRL prepares the policy.
 
         Args:
             module (`nn.Module`):
                 The network as it is wrapped.
             checkpointing_kwargs (`dict`, *optional*):
-                Those of its gradient checkpointing, which is off meanwhile.
+                Arguments of its gradient checkpointing, which is off meanwhile.
         """
         with unwrap_model_for_generation(
             module,  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ class CreditTrainer(RolloutSeam):
     def vllm_beside(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
         """
         vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode. Call `sync_weights`
-        before `generate` whenever the network has moved, and both on every process, with as many prompts.
+        before `generate` whenever the network has changed, and call both on every process, with equally many prompts.
 
         Args:
             network (`nn.Module`):
@@ -302,7 +302,7 @@ class CreditTrainer(RolloutSeam):
         self._resume_from = checkpoint
 
     def create_model_card(self, *args, **kwargs):
-        """As TRL's, with the settings that say how credit was assigned."""
+        """As TRL's, plus the settings that say how credit was assigned."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             add_credit_section(Path(str(self.args.output_dir), "README.md"), self, CreditConfig)

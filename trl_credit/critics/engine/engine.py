@@ -30,7 +30,7 @@ class CriticOptimization:
         learning_rate (`float`):
             Peak learning rate.
         head (`frozenset[str]`, *optional*):
-            Names of the parameters that are trained at a rate of their own.
+            Names of the parameters with their own learning rate.
         head_learning_rate (`float`, *optional*):
             Their peak learning rate. Default: `learning_rate`.
         optimizer (`type`, *optional*, defaults to `torch.optim.AdamW`):
@@ -44,9 +44,9 @@ class CriticOptimization:
         scheduler_kwargs (`dict`, *optional*):
             Further arguments of the schedule.
         weight_decay (`float`, *optional*, defaults to `0.0`):
-            Of matrices; biases and norms are spared.
+            Applied to matrices only, not to biases and norms.
         max_grad_norm (`float`, *optional*, defaults to `1.0`):
-            Norm to which gradients are clipped; 0 for no clip.
+            Norm to which gradients are clipped; 0 for no clipping.
         gradient_checkpointing (`bool`, *optional*, defaults to `False`):
             Trade time for memory.
         gradient_checkpointing_kwargs (`dict`, *optional*):
@@ -71,17 +71,18 @@ class CriticEngine:
     """
     Trains a network beside the policy, on the same processes and with the same kind of sharding.
 
-    Trained weights are kept in float32, and compute in what they were loaded in: most updates are smaller than half of
-    a bfloat16's last digit.
+    Trained weights are kept in float32, and compute in the dtype they were loaded in: most updates are smaller than
+    half of a bfloat16's last digit.
 
-    It knows nothing of what the network is for: callers bring the loss. An update takes all micro-batches of an
-    optimizer step at once, so that its loss is one mean over everything that counts, over micro-batches and processes.
+    It does not know what the network is for: callers supply the loss. An update takes all micro-batches of an optimizer
+    step at once, so that its loss is one mean over everything that counts, across micro-batches and processes.
 
     Args:
         network (`nn.Module`):
             A `PreTrainedModel` or `PeftModel`.
         accelerator (`Accelerator`):
-            The run's accelerator. Under DeepSpeed and FSDP2 the engine must be made where the policy's is, or later.
+            The run's accelerator. Under DeepSpeed and FSDP2 the engine must be created together with the policy's, or
+            later.
         settings ([`CriticOptimization`]):
             How it is optimized.
     """
@@ -109,11 +110,12 @@ class CriticEngine:
 
     def begin(self, total_steps: int) -> None:
         """
-        Begin a training: its schedule starts at its first update, or where the training was that [`load_state`] loaded.
+        Begin training: the schedule starts at the first update, or where the training restored by [`load_state`] left
+        off.
 
         Args:
             total_steps (`int`):
-                Number of updates of the whole training, for schedules that end.
+                Number of updates in the whole training, for schedules that end.
         """
         groups = self.backend.optimizer.param_groups
         for group, rate in zip(groups, self._peak_rates, strict=True):
@@ -179,19 +181,19 @@ class CriticEngine:
 
         Args:
             micro_batches (`Sequence`):
-                This process's share of the step, as many on every process.
+                This process's share of the step, equally many on every process.
             loss (`Callable`):
                 `loss(network, micro_batch)`, the *sum* of the loss over what counts, with gradient. It must go through
                 the network even where nothing counts.
             count (`Callable`):
-                `count(micro_batch)`, how much counts in it, a scalar tensor.
+                `count(micro_batch)`, how many items count in it, a scalar tensor.
 
         Returns:
-            `dict`: `loss`, `grad_norm` before the clip and [`learning_rates`]; `None` if nothing counts anywhere, and
-            then nothing is changed.
+            `dict`: `loss`, `grad_norm` before clipping and [`learning_rates`]; `None` if nothing counts anywhere, in
+            which case nothing is changed.
 
         Raises:
-            FloatingPointError: If the loss or its gradient is not finite; weights are then as they were.
+            FloatingPointError: If the loss or its gradient is not finite; the weights are left as they were.
         """
         assert self.schedule is not None, "`begin` comes before the first update"
         total = self._total(sum(count(micro_batch) for micro_batch in micro_batches))
@@ -248,7 +250,7 @@ class CriticEngine:
 
     def load_state(self, folder: str | Path, network_folder: str | Path) -> dict[str, int]:
         """
-        Go on where [`save`] and [`save_state`] left off, once [`begin`] is called.
+        Continue where [`save`] and [`save_state`] left off, once [`begin`] is called.
 
         Args:
             folder (`str` or `Path`):
@@ -276,8 +278,8 @@ class CriticEngine:
 
     def go_back(self, folder: str | Path, network_folder: str | Path) -> None:
         """
-        Take the network and its optimizer as [`save`] and [`save_state`] left them. Updates are counted on, and the
-        schedule goes on. Arguments are those of [`load_state`].
+        Restore the network and its optimizer as [`save`] and [`save_state`] left them. The update count and the
+        schedule continue. Arguments are those of [`load_state`].
         """
         steps = self.steps
         self.load_state(folder, network_folder)

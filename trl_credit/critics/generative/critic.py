@@ -1,4 +1,4 @@
-"""A critic that writes its values: asked about the states of completions, and read."""
+"""A critic that writes its values: how it is asked about the states of completions, and how it is read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,42 +28,43 @@ UNKNOWN_SUCCESS_RATE = 0.5
 
 class GenerativeCritic(Critic):
     """
-    A value that is written out: the critic of GenAC. It is asked about each state once, and answers by sampling.
+    A value that is written out as text: the critic of GenAC. It is asked about each state once; its answers are
+    sampled.
 
     Args:
         network (`nn.Module` or [`~trl_credit.critics.critic.Runner`]):
-            As [`~trl_credit.critics.generative.network.make_generative_critic`] makes it, on its device, or what runs
+            As created by [`~trl_credit.critics.generative.network.make_generative_critic`], on its device, or what runs
             it.
         tokenizer (`PreTrainedTokenizerBase`):
             The critic's.
         policy_tokenizer (`PreTrainedTokenizerBase`):
             The policy's, whose tokens the completions are.
         template (`str`, *optional*):
-            What it is asked, see [`~trl_credit.GenACConfig`]. Default: that of the trainer.
+            The question, see [`~trl_credit.GenACConfig`]. Default: the trainer's.
         actor_description (`str`, *optional*, defaults to `"A language model"`):
             Who writes the solutions, for the template.
         success_rate (`float`, *optional*):
-            What it is told of the policy. Default: the mean reward of a report's completions; a half where there is no
+            What it is told about the policy. Default: the mean reward of a report's completions; ½ where there is no
             reward.
         max_completion_length (`int`, *optional*, defaults to `1024`):
-            Longest answer, in tokens.
+            Maximum length of an answer, in tokens.
         name (`str`, *optional*, defaults to `"generative critic"`):
             What it is called in a report.
         batch_tokens (`int`, *optional*, defaults to `16384`):
-            Tokens of the sequences that are generated together.
+            Tokens per generated batch.
         temperature (`float`, *optional*, defaults to `1.0`):
             Of its answers.
         segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
-            Where the states are, unless a rollout says so in its `cuts`.
+            Says where the states are, unless a rollout does so in its `cuts`.
         context (`int`, *optional*):
-            Most tokens of a question and its answer. Default: the network's.
+            Maximum number of tokens of a question with its answer. Default: the network's.
         write (`Callable`, *optional*):
-            From questions, as token ids, to answers, if not the network is to write them with transformers.
+            Maps questions, as token ids, to answers. Default: the network writes them with transformers.
         seed (`int`, *optional*, defaults to `0`):
-            Of the answers in [`state_values`], which are the same each time.
+            Seed of the answers in [`state_values`], which are the same each time.
 
-    `parse_rate` is the share of the latest answers that had a score, `tokens` how many tokens their questions and they
-    had.
+    `parse_rate` is the share of the latest answers that had a score, `tokens` the number of tokens in those answers and
+    their questions.
     """
 
     kind = "generative"
@@ -104,12 +105,12 @@ class GenerativeCritic(Critic):
             path (`str`):
                 A folder or Hub id.
             policy_tokenizer, settings:
-                As above. Those that are not given are what the critic's `critic.json` says.
+                As above. Those that are not given are taken from the critic's `critic.json`.
             dtype (`str`, *optional*, defaults to `"auto"`):
                 Of its weights.
 
         Raises:
-            ValueError: If a setting is given that is not the critic's.
+            ValueError: If a given setting differs from the critic's.
         """
         facts = CriticFacts.load(path)
         if facts is not None:
@@ -137,7 +138,7 @@ class GenerativeCritic(Critic):
 
     def values(self, rollouts) -> list[np.ndarray]:
         """
-        As those of every critic, NaN where the answer could not be read. Without a success rate it is told the mean
+        As for every critic, NaN where the answer could not be read. Without a success rate the critic is told the mean
         reward of the completions.
         """
         told = self.success_rate
@@ -184,10 +185,10 @@ class GenerativeCritic(Critic):
 
     def ask(self, readings: list[Reading]) -> None:
         """
-        Let the critic answer about all states that leave it room, and read what it says.
+        Ask the critic about all states that leave it room, and read its answers.
 
         Raises:
-            ValueError: If a problem alone leaves it none.
+            ValueError: If a problem alone leaves no room.
         """
         prompts, places = [], []
         for reading in readings:
@@ -217,7 +218,7 @@ class GenerativeCritic(Critic):
     def ends(self) -> set[int]:
         """
         Tokens that end an answer: the ends of sequence of the tokenizer and of the checkpoint's generation config, and
-        what ends a turn in the chat template, which is what a critic has learned to end with.
+        the token that ends a turn in the chat template, with which a critic has learned to end.
         """
         ends = self.network.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]

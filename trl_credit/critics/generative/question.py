@@ -1,4 +1,4 @@
-"""What a generative critic is asked, and how its answer is read (arXiv:2604.10701, figure 3, in other words)."""
+"""What a generative critic is asked, and how its answer is read (arXiv:2604.10701, figure 3, reworded)."""
 
 import re
 import uuid
@@ -137,7 +137,7 @@ def refuse_other_segmenter(facts: CriticFacts, segmenter: Any, source: Any) -> N
 
 def check_template(template: str, slots: Sequence[str] = ("success_rate", "problem", "partial_solution")) -> None:
     """
-    Refuse a template in which something is missing.
+    Refuse an incomplete template.
 
     Args:
         template (`str`):
@@ -203,8 +203,8 @@ def problem_text(prompt: str | list[dict]) -> str:
 
     Args:
         prompt (`str` or `list[dict]`):
-            A plain prompt, or messages. A single message of the user is its content; of several, each has its role in
-            front of it.
+            A plain prompt, or messages. A single user message becomes its content; with several, each is preceded by
+            its role.
     """
     if isinstance(prompt, str):
         return prompt
@@ -224,9 +224,10 @@ def _content_text(message: dict) -> str:
 
 def parse_score(text: str) -> float | None:
     """
-    The value in a critic's answer: n / 10 for the last `<score>n</score>` of which n is an integer from 0 to 10.
+    The value in a critic's answer: n / 10 for the last `<score>n</score>` in which n is an integer from 0 to 10.
 
-    Nothing else is a score: no number outside the tags, no fraction, sign, digit of another script, or leading zero.
+    Nothing else counts as a score: no number outside the tags, no fraction, sign, digit from another script, or leading
+    zero.
 
     Args:
         text (`str`):
@@ -253,11 +254,11 @@ def critic_query(
     What the critic reads to value the states of one completion.
 
     Each segment is tokenized by itself, so that the tokens of a state do not depend on what follows. Special tokens
-    spelled in it are text: it can neither end the user's turn nor begin another.
+    spelled out in a segment are plain text: it can neither end the user's turn nor begin another.
 
     Args:
         tokenizer:
-            The critic's. Without a chat template the text of the template is the prompt as it is.
+            The critic's. Without a chat template, the rendered `template` itself is the prompt.
         template (`str`):
             See [`check_template`].
         prompt (`str` or `list[dict]`):
@@ -267,7 +268,7 @@ def critic_query(
         actor (`str`):
             Who writes the solution, e.g. `"A language model of 8B parameters"`; the text of `{actor}`.
         success_rate (`float`):
-            The mean reward that the critic is told, in two decimals.
+            The mean reward that the critic is told, to two decimals.
 
     Returns:
         [`~trl_credit.critics.generative.packed.CriticQuery`]: K states; none if there are no segments.
@@ -306,8 +307,8 @@ def critic_query(
 
 def tokens_behind_others(tokenizer, text: str, **kwargs) -> list[int]:
     """
-    The tokens of a text that has others before it. Some tokenizers put a space before whatever they are given, which
-    would be between the pieces of a question and is not in the question of the oracle.
+    The tokens of a text that follows another. Some tokenizers put a space before whatever they are given, which would
+    end up between the pieces of a question but is not in the oracle's question.
 
     Args:
         tokenizer:

@@ -1,4 +1,4 @@
-"""What a generative critic has said of completions, as tensors, as metrics and as a table."""
+"""What a generative critic has said about completions, as tensors, as metrics and as a table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from .packed import CriticQuery
 @dataclass
 class Reading:
     """
-    What the critic has said of one completion.
+    What the critic has said about one completion.
 
     Args:
         query ([`~trl_credit.critics.generative.packed.CriticQuery`]):
@@ -20,17 +20,17 @@ class Reading:
         texts (`list[str]`):
             The completion's K segments, each of which begins with a state.
         ends (`list[int]`):
-            Its tokens up to the end of each of them.
+            The number of tokens up to the end of each of them.
         start (`int`, *optional*, defaults to `0`):
-            Its tokens before the first of them.
+            The number of tokens before the first of them.
         answers (`list[list[int]]`):
-            Token ids of the critic's answer about each segment's state; none about one that leaves it no room.
+            Token ids of the critic's answer about each segment's state; none for a state that leaves no room.
         scores (`list[float]`):
             The value in each answer, `None` where there is none.
         weights (`list[float]`):
-            What the log-probability of each answer is multiplied with in the critic's loss.
+            Factor of each answer's log-probability in the critic's loss.
         updates (`int`, *optional*, defaults to `0`):
-            Updates that the critic had had when it answered.
+            Number of updates the critic had had when it answered.
     """
 
     query: CriticQuery

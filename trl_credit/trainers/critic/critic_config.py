@@ -7,10 +7,6 @@ from ...options import at_least, one_of, unless
 from ...seam.config import NO_GROUP, CreditConfig
 
 
-# By default, see docs/results/critic_rates.md.
-HEAD_LEARNING_RATE = 1e-3
-
-
 @dataclass
 class CriticConfig(CreditConfig):
     r"""
@@ -20,39 +16,41 @@ class CriticConfig(CreditConfig):
 
     Args:
         critic_model_name_or_path (`str`, *optional*):
-            Checkpoint that the critic starts from, when the trainer's `critic` argument is not given. Default: the
+            Checkpoint that the critic starts from if the trainer's `critic` argument is not given. Default: the
             policy's.
         critic_model_init_kwargs (`dict`, *optional*):
             Keyword arguments of `from_pretrained` for the critic, e.g. `{"dtype": "bfloat16"}`.
         critic_initial_value (`float`, *optional*):
-            What a fresh head answers everywhere before its first update. Default: the mean reward of the first rollout.
+            What a fresh head outputs everywhere before its first update. Default: the mean reward of the first rollout.
             A head that comes with the critic's checkpoint is left as it is.
         critic_peft_config (`dict`, *optional*):
             Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its weights,
-            e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer's argument of the same name takes any
+            e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer argument of the same name takes any
             `PeftConfig`.
         critic_share_base (`bool`, *optional*, defaults to `False`):
-            Make the critic a second adapter and a head on the policy's base, so that the base is in memory once. For
-            policies with adapters, on one process or with DDP. The adapter is `critic_peft_config`, by default one like
-            the policy's.
-        critic_learning_rate (`float`, *optional*, defaults to `1e-4`):
-            Learning rate of the critic's weights, or adapters, below its head.
+            Make the critic a second adapter and a head on the policy's base, so that the base is in memory only once.
+            For policies with adapters, on one process or with DDP. `critic_peft_config` describes the adapter, by
+            default one like the policy's.
+        critic_learning_rate (`float`, *optional*):
+            Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
+            most 1e-3: 1.1e-4 at 896.
         critic_head_learning_rate (`float`, *optional*):
-            Learning rate of the critic's head. Default: 1e-3, or `critic_learning_rate` where that is higher, or 0.
+            Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is higher,
+            or 0.
         critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
-            Optimizer of the critic, by the names that `optim` has. Betas and ε are those of the policy's.
+            Optimizer of the critic, with the same names as `optim`. Betas and ε are the policy's.
         critic_optim_args (`str`, *optional*):
-            Its arguments, as `optim_args` are written.
+            Its arguments, in the format of `optim_args`.
         critic_lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
             Schedule of the critic's learning rates, over its own updates, pretraining included.
         critic_lr_scheduler_kwargs (`dict`, *optional*):
-            Its arguments, as those of `lr_scheduler_kwargs`.
+            Its arguments, like `lr_scheduler_kwargs`.
         critic_warmup_steps (`int`, *optional*, defaults to `0`):
             Updates of linear warm-up.
         critic_weight_decay (`float`, *optional*, defaults to `0.0`):
             Weight decay of the critic's matrices.
         critic_max_grad_norm (`float`, *optional*, defaults to `1.0`):
-            Norm to which the critic's gradient is clipped; 0 for no clip.
+            Norm to which the critic's gradient is clipped; 0 for no clipping.
         critic_gradient_checkpointing (`bool`, *optional*):
             Gradient checkpointing of the critic. Default: as the policy's.
         critic_updates_per_step (`int`, *optional*, defaults to `1`):
@@ -60,21 +58,21 @@ class CriticConfig(CreditConfig):
         critic_pretraining_steps (`int`, *optional*, defaults to `50`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
         critic_pretraining_loss_threshold (`float`, *optional*):
-            End the pretraining early once the critic's loss over one rollout is at most this.
+            End pretraining early once the critic's loss over one rollout is at most this.
         critic_pretraining_explained_variance_threshold (`float`, *optional*):
-            End the pretraining early once the explained variance over one rollout is at least this. With both
-            thresholds, both must hold.
+            End pretraining early once the explained variance over one rollout is at least this. If both thresholds are
+            set, both must hold.
         positive_reward_funcs (`list[str]`, *optional*):
-            Names of the reward functions that decide which completions are right, or positive: each of them must say so
-            of a completion that it scores. Default: all with a positive weight.
+            Names of the reward functions that decide which completions are right, or positive: every one of them that
+            scores a completion must say so. Default: all with a positive weight.
         critic_hub_model_id (`str`, *optional*):
-            Repository of its own that the critic is pushed to. Default: the folder `critic` of the policy's.
+            Separate repository to which the critic is pushed. Default: the folder `critic` of the policy's repository.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
             Only `"none"`: there is no group baseline to scale.
 
     > [!NOTE]
-    > `num_generations` may be 1. `gradient_accumulation_steps` must divide `steps_per_generation` (the default is that
-    > they are equal), so that the samples of an optimizer step are known when it begins.
+    > `num_generations` may be 1. `gradient_accumulation_steps` must divide `steps_per_generation` (by default they
+    > are equal), so that the samples of an optimizer step are known when it begins.
     """
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
@@ -90,7 +88,7 @@ class CriticConfig(CreditConfig):
     critic_initial_value: float | None = None
     critic_peft_config: dict | str | None = None
     critic_share_base: bool = False
-    critic_learning_rate: float = field(default=1e-4, metadata=at_least(0))
+    critic_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_head_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_optim: str = field(default="adamw_torch", metadata=one_of(*(name.value for name in OptimizerNames)))
     critic_optim_args: str | None = None
@@ -119,10 +117,3 @@ class CriticConfig(CreditConfig):
                     f"{type(self).__name__}: `{option}` must be a dict, got {type(value).__name__}. Pass a "
                     "`PeftConfig` as the trainer's argument."
                 )
-
-    @property
-    def head_learning_rate(self) -> float:
-        """Learning rate of the critic's head."""
-        if self.critic_head_learning_rate is not None:
-            return self.critic_head_learning_rate
-        return self.critic_learning_rate and max(self.critic_learning_rate, HEAD_LEARNING_RATE)

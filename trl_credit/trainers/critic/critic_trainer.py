@@ -22,10 +22,15 @@ from .pretraining import CRITIC_FOLDER, CriticPretraining
 from .symptoms import Symptoms
 
 
+# An AdamW step moves every weight by the rate, and with it a value by about the rate times the width: that is to be the
+# same for all widths. Measured: docs/results/critic_rates.md.
+HIGHEST_RATE, RATE_TIMES_WIDTH = 1e-3, 0.1
+
+
 class CriticTrainer(CriticPretraining):
     """
-    A trainer with a critic beside the policy: it makes, pretrains, updates, saves and resumes it. Subclasses say what
-    network it is, what its loss is, and, in [`CreditTrainer.assign_credit`], what its values are for.
+    A trainer with a critic beside the policy, which it creates, pretrains, updates, saves and resumes. Subclasses say
+    what network the critic is, what its loss is and, in [`CreditTrainer.assign_credit`], how its values are used.
     """
 
     args: CriticConfig
@@ -58,7 +63,7 @@ class CriticTrainer(CriticPretraining):
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
-        self._optimizer = _optimizer_of(self.args)
+        _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
         # Whether the critic has a head that has still to be told where to start.
         self._head_waits = False
@@ -75,7 +80,7 @@ class CriticTrainer(CriticPretraining):
         raise NotImplementedError
 
     def make_critic_reader(self, runner: Runner) -> Critic:
-        """What is asked of the network and how its answers are read."""
+        """What the network is asked and how its answers are read."""
         raise NotImplementedError
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
@@ -86,12 +91,20 @@ class CriticTrainer(CriticPretraining):
         """How much counts in it."""
         raise NotImplementedError
 
-    def critic_head(self) -> frozenset[str]:
-        """Names of the critic's parameters that are trained at `critic_head_learning_rate`."""
-        return frozenset(trained_head(self.critic))
+    def critic_head(self) -> dict[str, Any]:
+        """Parameters of the critic that are trained at `critic_head_learning_rate`, by name."""
+        return trained_head(self.critic)
+
+    def critic_learning_rates(self) -> tuple[float, float]:
+        """Those of what is below the critic's head, and of the head."""
+        rate, head_rate = self.args.critic_learning_rate, self.args.critic_head_learning_rate
+        widths = [getattr(p, "ds_shape", p.shape)[-1] for p in self.critic_head().values() if p.dim() > 1]
+        default = min(HIGHEST_RATE, RATE_TIMES_WIDTH / widths[0]) if widths else 0.0
+        rate = default if rate is None else rate
+        return rate, (rate and max(rate, default)) if head_rate is None else head_rate
 
     def describe_critic(self) -> str:
-        """What the critic is and how others read its values, as the Markdown of its card."""
+        """What the critic is and how to read its values, in Markdown for its model card."""
         return (
             "A value model: for every token of a prompt and completion it gives the reward that the policy is expected "
             "to end\nwith. The value of the state in which token t is chosen is the output at the token before it.\n\n"
@@ -99,11 +112,11 @@ class CriticTrainer(CriticPretraining):
         )
 
     def critic_settings(self) -> dict[str, Any]:
-        """The options of the config without which the critic would be asked or read in another way."""
+        """The config options that determine what the critic is asked and how its answers are read."""
         return {}
 
     def critic_facts(self) -> CriticFacts:
-        """What the critic is, for those who load it."""
+        """What the critic is, for whatever loads it."""
         config = self.critic.config.get_text_config()
         earlier = 0 if self._source_facts is None else self._source_facts.updates
         return CriticFacts(
@@ -165,7 +178,7 @@ class CriticTrainer(CriticPretraining):
         self._head_waits = False
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
-        """What a critic with a base of its own starts from, by default the policy's checkpoint, and how to load it."""
+        """What a critic with its own base starts from, by default the policy's checkpoint, and how to load it."""
         init_kwargs: Any = self.args.critic_model_init_kwargs
         if critic is not None:
             return critic, init_kwargs
@@ -183,22 +196,23 @@ class CriticTrainer(CriticPretraining):
 
     @property
     def critic_processing_class(self):
-        """What the critic reads with; it is saved beside it."""
+        """The critic's tokenizer, which is saved beside it."""
         return self.processing_class
 
     @property
     def engine(self) -> CriticEngine:
-        """The critic's engine. It is made when it is first needed, for the policy's must be there before."""
+        """The critic's engine. It is created when first needed, because the policy's must exist before it."""
         if self._engine is None:
             checkpointing = self.args.critic_gradient_checkpointing
-            optimizer, optimizer_kwargs = self._optimizer
+            optimizer, optimizer_kwargs = _optimizer_of(self.args)
+            rate, head_rate = self.critic_learning_rates()
             self._engine = CriticEngine(
                 self.critic,
                 self.accelerator,
                 CriticOptimization(
-                    learning_rate=self.args.critic_learning_rate,
-                    head=self.critic_head(),
-                    head_learning_rate=self.args.head_learning_rate,
+                    learning_rate=rate,
+                    head=frozenset(self.critic_head()),
+                    head_learning_rate=head_rate,
                     optimizer=optimizer,
                     optimizer_kwargs=optimizer_kwargs,
                     scheduler=self.args.critic_lr_scheduler_type,
@@ -217,7 +231,7 @@ class CriticTrainer(CriticPretraining):
 
     @property
     def critic_reader(self) -> Any:
-        """The [`~trl_credit.critics.critic.Critic`] that the network is. It is made with the engine that runs it."""
+        """The network as a [`~trl_credit.critics.critic.Critic`], created together with the engine that runs it."""
         if self._critic_reader is None:
             self._critic_reader = self.make_critic_reader(self.engine)
         return self._critic_reader
@@ -228,13 +242,12 @@ class CriticTrainer(CriticPretraining):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """
-        The critic's values of all states of a rollout, those that `assign_credit` makes credit of. Nothing of the run
-        is changed.
+        The critic's values of all states of a rollout, as `assign_credit` uses them. The run is not affected.
 
         Args:
             rollout (`dict`):
-                As [`~trl_credit.critics.critic.Critic.state_values`] takes it. `prompts` may be left out of the latest
-                one of this process.
+                As [`~trl_credit.critics.critic.Critic.state_values`] takes it. `prompts` may be left out for the latest
+                rollout of this process.
 
         Returns:
             `torch.Tensor`: `(B, T + 1)`, float32, NaN where the critic has no answer.
@@ -321,7 +334,7 @@ class CriticTrainer(CriticPretraining):
         self.engine.save_state(folder, **self._pretraining, head_waits=int(self._head_waits))
 
     def push_to_hub(self, *args, **kwargs):
-        """As TRL's; the critic goes along as the folder `critic`, or to a repository of its own."""
+        """As TRL's; the critic is pushed too, as the folder `critic` or to its own repository."""
         result = super().push_to_hub(*args, **kwargs)
         if self.args.critic_hub_model_id is not None and self.accelerator.is_main_process:
             push_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER, self.args.critic_hub_model_id, self.args)
@@ -337,7 +350,7 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
     """Class and arguments of the critic's optimizer, by the names that the policy's has."""
     name, optim_args = args.critic_optim, args.critic_optim_args
     ours: Any = copy.copy(args)
-    ours.optim, ours.optim_args, ours.learning_rate = OptimizerNames(name), None, args.critic_learning_rate
+    ours.optim, ours.optim_args = OptimizerNames(name), None
     _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
     ours.optim_args = optim_args
     optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
@@ -348,7 +361,7 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
             f"`critic_optim={name!r}` picks the weights that it trains by itself ({unfit}), which a critic cannot "
             "have. Choose another."
         )
-    return optimizer, kwargs
+    return optimizer, {key: value for key, value in kwargs.items() if key != "lr"}
 
 
 def _refuse_split_base(accelerator) -> None:

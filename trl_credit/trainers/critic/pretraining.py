@@ -45,7 +45,7 @@ class CriticPretraining(CreditTrainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                Go on from a checkpoint of an interrupted pretraining, as in [`~transformers.Trainer.train`].
+                Continue from a checkpoint of an interrupted pretraining, as in [`~transformers.Trainer.train`].
 
         Returns:
             `dict`: The number of `pretraining_steps` and `pretraining_rollouts` made.

@@ -51,10 +51,11 @@ def warn_of_fruitless_pretraining(trainer, stage: str) -> None:
             "reward. Look at the reward functions, and at prompts that are neither always nor never solved."
         )
     elif latest < NOTHING:
+        rate, head_rate = trainer.critic_learning_rates()
         trainer.warn_once(
             f"After its pretraining the critic explains nothing of the returns: `{name}` is {latest:.3f} over the last "
             "points that were logged, and advantages from its values are noise. Pretrain longer "
             f"(`critic_pretraining_steps={trainer.args.critic_pretraining_steps}`), raise `critic_learning_rate` "
-            f"({trainer.args.critic_learning_rate:g}) and `critic_head_learning_rate`, or start from a reward model; "
+            f"({rate:g}) and `critic_head_learning_rate` ({head_rate:g}), or start from a reward model; "
             "`policy_lambda=1.0` leans on it least."
         )

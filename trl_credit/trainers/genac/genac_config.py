@@ -35,52 +35,53 @@ class GenACConfig(CriticConfig):
 
     Args:
         critic_template (`str`, *optional*):
-            What the critic is asked, with its slots. Default:
+            The question that the critic is asked, with slots. Default:
             `trl_credit.critics.generative.question.TEMPLATE`.
         critic_max_completion_length (`int`, *optional*, defaults to `1024`):
-            Longest answer of the critic, in tokens.
+            Maximum length of the critic's answer, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature at which the critic's answers are sampled, and their log-probabilities taken.
+            Temperature at which the critic's answers are sampled and their log-probabilities computed.
         critic_baseline (`str`, *optional*, defaults to `"none"`):
-            What is taken from the critic's rewards in its loss: `"none"` nothing, as in the paper;
-            `"leave_one_out"` the mean reward of all other answers of the rollout.
+            Baseline subtracted from the critic's rewards in its loss: `"none"`, as in the paper; `"leave_one_out"`, the
+            mean reward of all other answers of the rollout.
         actor_description (`str`, *optional*):
-            What the critic is told of who writes the completions. Default: a language model, and how many parameters it
-            has.
+            What the critic is told about the model that writes the completions. Default: that it is a language model,
+            and how many parameters it has.
         hint_momentum (`float`, *optional*, defaults to `0.9`):
-            How much of the success rate that the critic is told is of earlier rollouts, in [0, 1). `None`: it is not
-            told any.
+            Momentum, in [0, 1), of the running success rate that the critic is told: the weight of earlier rollouts.
+            `None`: the critic is not told a success rate.
         segment_min_length (`int`, *optional*, defaults to `40`):
             Shortest segment of a completion, in tokens; a completion may be shorter.
         segment_target_length (`int`, *optional*, defaults to `120`):
-            Length of a segment from which on it ends at the next good place.
+            Preferred length of a segment.
         segment_max_length (`int`, *optional*, defaults to `240`):
             Length at which a segment ends in any case.
         max_segments (`int`, *optional*):
-            Most segments of a completion. Segments of a longer one are longer. Default: no limit.
+            Maximum number of segments of a completion; in longer completions the segments grow. Default: no limit.
         segment_lambda (`float`, *optional*, defaults to `1.0`):
-            λ in [0, 1] of the advantages over segments. At 1 that of a segment is the reward less its value.
+            λ in [0, 1] of the advantages over segments. At 1, a segment's advantage is the reward minus its value.
         critic_packing (`bool`, *optional*, defaults to `True`):
             Train the critic on all answers about a completion in one sequence, in which they share the completion.
-            Otherwise each is a sequence of its own, with the completion up to its state.
+            Otherwise each answer has its own sequence, with the completion up to its state.
         critic_generation_batch_tokens (`int`, *optional*, defaults to `65536`):
-            Tokens of the critic's prompts and answers that are generated together, padding included.
+            Tokens of the critic's prompts and answers per generated batch, padding included.
         critic_update_batch_tokens (`int`, *optional*, defaults to `16384`):
-            Tokens of a forward and backward pass of the critic's update, padding included.
+            Tokens per forward and backward pass of the critic's update, padding included.
         critic_mask_memory (`float`, *optional*, defaults to `1.0`):
-            GiB for the attention mask of such a pass, with `critic_packing`: it grows with the square of a sequence, so
-            that long completions are divided over several. FlexAttention (`attn_implementation="flex_attention"` in
-            `critic_model_init_kwargs`) needs none.
+            GiB for the attention mask of such a pass, with `critic_packing`: the mask grows with the square of the
+            sequence length, so that the answers about a long completion are split over several sequences. FlexAttention
+            (`attn_implementation="flex_attention"` in `critic_model_init_kwargs`) needs none.
         critic_use_vllm (`bool`, *optional*, defaults to `False`):
-            Let vLLM write the critic's answers. The policy may do with or without. Parallelism, sleep mode and model
-            implementation are those of the policy's `vllm_*` settings.
+            Let vLLM write the critic's answers, whether or not the policy uses vLLM. Parallelism, sleep mode and model
+            implementation follow the policy's `vllm_*` settings.
         critic_vllm_mode (`str`, *optional*, defaults to `"colocate"`):
             `"colocate"` for an engine in the training processes, beside the policy's if it has one; `"server"` for a
-            server of its own, at `critic_vllm_server_base_url`.
+            separate server, at `critic_vllm_server_base_url`.
         critic_vllm_server_base_url (`str`, *optional*):
-            Where the critic's server is, e.g. `"http://localhost:8001"`.
+            URL of the critic's server, e.g. `"http://localhost:8001"`.
         critic_vllm_group_port (`int`, *optional*, defaults to `51217`):
-            Port over which the server is sent the critic's weights; not that of the policy's `vllm_group_port`.
+            Port over which the critic's weights are sent to the server; must differ from the policy's
+            `vllm_group_port`.
         critic_vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
             Share of the GPU's memory for the critic's engine, with `"colocate"`.
         critic_vllm_max_model_length (`int`, *optional*):
@@ -88,15 +89,14 @@ class GenACConfig(CriticConfig):
         critic_learning_rate (`float`, *optional*, defaults to `1e-6`):
             Learning rate of the critic's AdamW.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
-            Most optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
+            Maximum number of optimizer steps of the critic, on rollouts of the fixed policy, before the policy moves.
         critic_pretraining_patience (`int`, *optional*):
-            End the pretraining once the critic's error on the evaluation data has not fallen below its lowest in so
-            many evaluations. Default: make all `critic_pretraining_steps`.
+            End pretraining once the critic's error on the evaluation data has reached no new minimum in this many
+            evaluations. Default: run all `critic_pretraining_steps`.
         critic_validation_steps (`int`, *optional*, defaults to `10`):
-            Updates of the pretraining from one evaluation to the next, with `critic_pretraining_patience`.
+            Pretraining updates between evaluations, with `critic_pretraining_patience`.
 
-    > [!NOTE]
-    > Rewards must lie in [0, 1], as the critic's values do.
+    > [!NOTE] > Rewards must lie in [0, 1], like the critic's values.
     """
 
     restricted = {

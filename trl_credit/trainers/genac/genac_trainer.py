@@ -45,8 +45,8 @@ logger = get_logger(__name__)
 
 class GenACTrainer(CriticTrainer):
     """
-    Trainer for GenAC: policy optimization with the advantages of segments, from a critic that reasons in words before
-    it gives a value.
+    Trainer for GenAC: policy optimization with segment-level advantages from a critic that reasons in words before it
+    gives a value.
 
     The method was introduced in [Generative Actor-Critic](https://huggingface.co/papers/2604.10701). Arguments are
     those of [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
@@ -151,8 +151,8 @@ class GenACTrainer(CriticTrainer):
             refuse_unpackable(network)
         return network
 
-    def critic_head(self) -> frozenset[str]:
-        return frozenset()  # it writes its values
+    def critic_head(self) -> dict[str, Any]:
+        return {}  # it writes its values
 
     def make_critic_reader(self, runner) -> GenerativeCritic:
         question = self.question
@@ -220,7 +220,7 @@ class GenACTrainer(CriticTrainer):
             itemsize=2 if self.args.bf16 else 4,
         )
         self._log_total("train", f"{prefix}/update_tokens", sum(len(row) for rows in batches for row in rows))
-        batches += [[]] * (self._most(len(batches)) - len(batches))  # so that processes keep step
+        batches += [[]] * (self.most(len(batches)) - len(batches))  # so that processes keep step
         inputs = [
             {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
             for rows in batches
@@ -230,12 +230,12 @@ class GenACTrainer(CriticTrainer):
     # --- What the critic is asked, and what it answers
 
     def state_values(self, rollout: dict) -> torch.Tensor:
-        """See [`CriticTrainer.state_values`]; what the critic writes is sampled as in an evaluation."""
+        """See [`CriticTrainer.state_values`]; the critic's answers are sampled as in an evaluation."""
         self.critic_reader.success_rate = self._hint("eval")
         return super().state_values(rollout)
 
     def ask(self, readings: list[Reading], mode: str) -> None:
-        """Let the critic answer about all states of completions of this process that leave it room."""
+        """Ask the critic about all states of this process's completions that leave room for an answer."""
         started = time.perf_counter()
         critic = self.critic_reader
         if mode == "eval":
@@ -262,7 +262,7 @@ class GenACTrainer(CriticTrainer):
         chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
         synced = engine.backend.splits_weights
         if synced:
-            chunks += [[]] * (self._most(len(chunks)) - len(chunks))
+            chunks += [[]] * (self.most(len(chunks)) - len(chunks))
         with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
             return engine.evaluate(lambda _: self.critic_reader.sample(network, prompts, chunks, synced))
 
@@ -284,7 +284,7 @@ class GenACTrainer(CriticTrainer):
         if self._vllm_updates != engine.steps:
             self._vllm.sync_weights()
             self._vllm_updates = engine.steps
-        filler = [[self.critic_processing_class.eos_token_id]] * (self._most(len(prompts)) - len(prompts))
+        filler = [[self.critic_processing_class.eos_token_id]] * (self.most(len(prompts)) - len(prompts))
         _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
         return [list(answer) for answer in answers[: len(prompts)]]
 
@@ -307,7 +307,7 @@ class GenACTrainer(CriticTrainer):
         }
 
     def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
-        """What the critic says, its values `(B, K)` as they were read, and advantage and segment of tokens `(B, T)`."""
+        """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""
         self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
@@ -338,14 +338,14 @@ class GenACTrainer(CriticTrainer):
         return readings, what_was_read, advantages, segments
 
     def _hint(self, mode: str) -> float:
-        """The mean reward of earlier rollouts; in an evaluation before there are any, of its own earlier batches."""
+        """The mean reward of earlier rollouts or, in an evaluation before any, of its own earlier batches."""
         known = self.success_rate
         if not known.weight and mode == "eval":
             known = self._evaluated_rate
         return known.value if known.weight else UNKNOWN_SUCCESS_RATE
 
     def evaluate(self, *args, **kwargs):
-        """As TRL's. Before a rollout is trained on, the critic is told of the evaluation's own earlier batches."""
+        """As TRL's. Before the first rollout, the critic's hint comes from the evaluation's own earlier batches."""
         self._evaluated_rate = RunningMean()
         return super().evaluate(*args, **kwargs)
 
@@ -361,7 +361,7 @@ class GenACTrainer(CriticTrainer):
             )
 
     def _weigh(self, readings: list[Reading | None], earned: torch.Tensor, heard: torch.Tensor) -> None:
-        """What each answer's log-probability is multiplied with: its reward, less the mean of all others if asked."""
+        """The factor of each answer's log-probability: its reward, minus the mean of all others if configured."""
         weights = earned
         if self.args.critic_baseline == "leave_one_out":
             total, count = self.total(torch.stack([earned[heard].double().sum(), heard.sum()]))
@@ -392,7 +392,7 @@ class GenACTrainer(CriticTrainer):
         return Path(str(self.args.output_dir)) / BEST_CRITIC_FOLDER
 
     def finish_pretraining(self) -> None:
-        """Go back to the critic with the lowest error, if the last one is not it."""
+        """Go back to the critic with the lowest error, unless it is the last one."""
         if not self._validation["since"]:
             return
         if self._best_critic.is_dir():
@@ -406,8 +406,8 @@ class GenACTrainer(CriticTrainer):
 
     def validation_error(self) -> float:
         """
-        Mean squared error of the critic's values on completions of the evaluation data. The policy makes them once: it
-        does not move meanwhile.
+        Mean squared error of the critic's values on completions of the evaluation data. The policy writes them only
+        once, since it does not move meanwhile.
         """
         if self.eval_dataset is None:
             raise ValueError("`critic_pretraining_patience` needs an `eval_dataset` to tell when the error settles.")
@@ -469,10 +469,6 @@ class GenACTrainer(CriticTrainer):
 
     def _log_total(self, mode: str, name: str, number: float) -> None:
         self.log_value(mode, name, self.total(torch.tensor(float(number), device=self.accelerator.device)).item())
-
-    def _most(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max().item())
 
     def _report(self, mode, hint, readings, values, outcomes, right, earned, states, heard, parsed) -> None:
         generations = self.num_generations if mode == "train" else self.num_generations_eval

@@ -24,21 +24,20 @@ class GRPOLambdaConfig(CreditConfig):
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount γ in [0, 1].
         trace_style (`str`, *optional*, defaults to `"recent"`):
-            Which earlier tokens weigh most in a token's ratio: `"recent"` the ones just before it (eq. 1), `"both"`
-            those and the first ones of the completion (eq. 2).
+            Which earlier tokens have the most weight in a token's ratio: `"recent"`, the ones just before it (eq. 1);
+            `"both"`, those and the first ones of the completion (eq. 2).
         trace_update (`str`, *optional*, defaults to `"trace"`):
             `"trace"` traces the log-ratio inside the loss (algorithm 1, ε-trace); `"weight"` keeps the plain ratio and
             multiplies the loss of each token by its trace weight (algorithm 2, ε-weight).
         trace_floor (`float`, *optional*, defaults to `0.0`):
-            Smallest weight of an earlier token in a trace, in [0, 1] (ε of eqs. 17 and 18).
+            Minimum weight of an earlier token in a trace, in [0, 1] (ε of eqs. 17 and 18).
         trace_normalization (`str`, *optional*, defaults to `"none"`):
-            `"none"` as in the paper, where early tokens can weigh 1 / (1 - a) times as much as in GRPO; `"mean"`
+            `"none"`, as in the paper, where early tokens can have 1 / (1 - a) times as much weight as in GRPO; `"mean"`
             divides the trace so that the weights average 1 over each completion.
         min_advantage (`float` or `None`, *optional*, defaults to `-0.1`):
             Lower clamp of the group-normalised advantage, at most 0. `None` turns it off.
 
-    > [!NOTE]
-    > `loss_type="vespo"` is refused: it weighs whole sequences and has no per-token ratio to trace.
+    > [!NOTE] > `loss_type="vespo"` is refused: it weights whole sequences and has no per-token ratio to trace.
     """
 
     exact_token_mean: ClassVar[bool] = False  # TRL's, so that λ = 0 is GRPO

@@ -22,14 +22,15 @@ class SPPOConfig(CriticConfig):
         num_generations (`int`, *optional*, defaults to `1`):
             Completions per prompt. The critic is the baseline, however many there are.
         critic_loss (`str`, *optional*, defaults to `"bce"`):
-            What the critic is fitted with: `"bce"`, binary cross-entropy on the logit of the value, for rewards within
+            Loss of the critic: `"bce"`, binary cross-entropy on the logit of the value, for rewards within
             `reward_range`; `"mse"`, half the squared error, for any rewards.
         reward_range (`list[float]`, *optional*, defaults to `[0.0, 1.0]`):
-            Lowest and highest reward that there is, with `critic_loss="bce"`: rewards are mapped from it to [0, 1] for
-            the critic, and values back.
+            Lowest and highest possible reward, with `critic_loss="bce"`: rewards are mapped from this range to [0, 1]
+            for the critic, and values are mapped back.
         critic_initial_value (`float`, *optional*):
-            What a fresh head answers everywhere before its first update, in units of the reward. Default: the mean
-            reward of the first rollout, with `critic_loss="bce"` at least a twentieth of `reward_range` from its ends.
+            What a fresh head outputs everywhere before its first update, in units of the reward. Default: the mean
+            reward of the first rollout, with `critic_loss="bce"` kept at least a twentieth of `reward_range` away from
+            its ends.
         critic_learning_rate (`float`, *optional*, defaults to `5e-6`):
             Learning rate of the critic's weights, or adapters, below its head.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):

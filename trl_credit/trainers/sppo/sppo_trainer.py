@@ -22,8 +22,8 @@ _LEAST_SHARE = 0.05
 
 class SPPOTrainer(CriticTrainer):
     """
-    Trainer for sequence-level PPO (SPPO): one rollout per prompt, with the value that a critic gives the prompt alone
-    for its baseline.
+    Trainer for sequence-level PPO (SPPO): one rollout per prompt, with a critic's value of the prompt alone as the
+    baseline.
 
     The method was introduced in [SPPO: Sequence-Level PPO for Long-Horizon Reasoning
     Tasks](https://huggingface.co/papers/2604.08865). Arguments are those of [`~trl.GRPOTrainer`], with `args` a
@@ -31,11 +31,12 @@ class SPPOTrainer(CriticTrainer):
 
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
-            What the critic starts from: a path or Hub id of a causal LM, of a reward model (its head is kept) or of a
-            critic, or a model, of any size and architecture. Default: the policy's checkpoint, with a fresh head.
+            What the critic starts from: a path or Hub id of a causal LM, a reward model (its head is kept) or a critic;
+            or a model in memory. Any size and architecture will do. Default: the policy's checkpoint, with a fresh
+            head.
         critic_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The critic's tokenizer, with its chat template. Default: that of the critic's checkpoint, or the policy's if
-            the critic is not given by path. With the policy's the critic reads exactly what the policy has read.
+            the critic is not given by path. With the policy's tokenizer, the critic reads exactly what the policy read.
         critic_peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head of the critic instead of all its weights.
 
@@ -148,7 +149,7 @@ class SPPOTrainer(CriticTrainer):
         return torch.tensor(len(inputs["targets"]))
 
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
-        """One update on the prompts of an optimizer step, each of them once, with all its targets."""
+        """One update on the prompts of an optimizer step, each prompt once, with all its targets."""
         prompts, targets = (
             self.accelerator.gather(torch.cat([inputs[name] for inputs in micro_batches]))
             for name in ("critic_prompts", "critic_targets")
@@ -194,7 +195,7 @@ class SPPOTrainer(CriticTrainer):
         }
 
     def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
-        """What the critic is to predict: rewards as parts of their range, or as they are."""
+        """What the critic should predict: rewards mapped from their range to [0, 1], or as they are."""
         if self.args.critic_loss == "mse":
             return rewards
         low, high = self.args.reward_range

@@ -26,38 +26,37 @@ class VAPOConfig(CriticConfig):
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount γ in [0, 1].
         critic_lambda (`float`, *optional*, defaults to `1.0`):
-            λ in [0, 1] of the returns that the critic is fitted to. At 1 they are the discounted rewards themselves.
+            λ in [0, 1] of the returns to which the critic is fitted. At 1 they are the discounted rewards themselves.
         policy_lambda (`float` or `str`, *optional*, defaults to `"length_adaptive"`):
             λ of the policy's advantages: a number in [0, 1]; `"length_adaptive"` for 1 - 1 / (`length_adaptive_alpha` ·
-            length); or `"relative_position"` for λ by which the last reward keeps the fraction
-            `relative_position_weight` at the first token of every completion.
+            length); or `"relative_position"` for the λ at which the last reward reaches the first token of every
+            completion with weight `relative_position_weight`.
         length_adaptive_alpha (`float`, *optional*, defaults to `0.05`):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
         relative_position_weight (`float`, *optional*, defaults to `0.5`):
             The fraction for `policy_lambda="relative_position"`, in [0, 1].
         critic_clip_range (`float`, *optional*):
-            Clip of the critic's values around those of the rollout, as in PPO; none during pretraining. `None` for no
-            clip.
+            Range around the rollout's values to which the critic's values are clipped, as in PPO; not used during
+            pretraining. `None` for no clipping.
         positive_lm_coef (`float`, *optional*, defaults to `0.1`):
             Weight μ of the language-modeling loss on the completions with a positive reward; 0 for none.
         positive_reward_threshold (`float`, *optional*, defaults to `0.0`):
-            A reward above it, as the reward functions give it, is positive.
+            A reward above this, as returned by the reward functions, counts as positive.
         whiten_advantages (`bool`, *optional*, defaults to `False`):
-            Shift and scale the advantages to mean 0 and standard deviation 1 over the tokens of a rollout, of all
+            Shift and scale the advantages to mean 0 and standard deviation 1 over the tokens of a rollout, across all
             processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
-            What comes after a completion that was cut off for want of room: `"terminal"` nothing, its reward is its
-            return; `"bootstrap"` the critic's value of the state after its last token. To leave such completions out
-            altogether, set `mask_truncated_completions`, which leaves out all that do not end with EOS, those that end
-            at a stop string among them.
+            What follows a completion that ran out of room: `"terminal"`, nothing, so that its reward is its return;
+            `"bootstrap"`, the critic's value of the state after its last token. To leave such completions out
+            altogether, set `mask_truncated_completions`, which leaves out all that do not end with EOS, including those
+            that end at a stop string.
         epsilon (`float`, *optional*, defaults to `0.2`):
             Lower clip of the ratio.
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clip of the ratio.
 
-    > [!NOTE]
-    > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and
-    > `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and the pretraining it is VC-PPO.
+    > [!NOTE] > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and >
+    `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
     """
 
     restricted = CriticConfig.restricted | PER_TOKEN

@@ -12,8 +12,8 @@ from .vapo_config import VAPOConfig
 
 class VAPOTrainer(CriticTrainer):
     """
-    Trainer for VAPO: policy optimization with token-level advantages from a learned critic. VC-PPO and PPO are settings
-    of it.
+    Trainer for VAPO: policy optimization with token-level advantages from a learned critic. VC-PPO and PPO are special
+    cases.
 
     The method was introduced in [VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning
     Tasks](https://huggingface.co/papers/2504.05118). Arguments are those of [`~trl.GRPOTrainer`], with `args` a
@@ -21,8 +21,8 @@ class VAPOTrainer(CriticTrainer):
 
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
-            What the critic starts from: a path or Hub id of a causal LM, of a reward model (its head is kept) or of a
-            critic, or a model. Default: the policy's checkpoint, with a fresh head.
+            What the critic starts from: a path or Hub id of a causal LM, a reward model (its head is kept) or a critic;
+            or a model in memory. Default: the policy's checkpoint, with a fresh head.
         critic_peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head of the critic instead of all its weights.
 

@@ -15,10 +15,10 @@ class VinePPOConfig(CreditConfig):
 
     Args:
         vine_continuations (`int`, *optional*, defaults to `9`):
-            Continuations K sampled from each state; its value is their mean reward.
+            Number of continuations K sampled from each state; the state's value is their mean reward.
         vine_batch_tokens (`int`, *optional*, defaults to `65536`):
-            Tokens of the continuations that are generated together, padding and what they continue included. vLLM and
-            continuous batching divide the work themselves.
+            Tokens per batch of continuations, including padding and the prefixes that are continued. vLLM and
+            continuous batching split the work themselves.
         segment_min_length (`int`, *optional*, defaults to `40`):
             Shortest segment of a completion, in tokens; a completion may be shorter.
         segment_target_length (`int`, *optional*, defaults to `120`):
@@ -26,8 +26,8 @@ class VinePPOConfig(CreditConfig):
         segment_max_length (`int`, *optional*, defaults to `240`):
             Length at which a segment ends in any case.
         max_segments (`int`, *optional*):
-            Most segments of a completion, and so most states to sample from. Segments of a longer one are longer.
-            Default: no limit.
+            Maximum number of segments of a completion, and so of states to sample from; in longer completions the
+            segments grow. Default: no limit.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
             Only `"none"`: there is no group baseline to scale.
     """
@@ -52,6 +52,6 @@ class VinePPOConfig(CreditConfig):
             raise ValueError(f"VinePPOConfig: {error} They are `segment_min_length` and so on here.") from None
 
     def make_segmenter(self) -> DelimiterSegmenter:
-        """What divides completions into segments, unless the trainer is given another."""
+        """The function that divides completions into segments, unless the trainer is given another."""
         lengths = (self.segment_min_length, self.segment_target_length, self.segment_max_length)
         return DelimiterSegmenter(*lengths, self.max_segments)

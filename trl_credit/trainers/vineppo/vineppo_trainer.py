@@ -101,13 +101,13 @@ class VinePPOTrainer(CreditTrainer):
         return {**rollout, "advantages": advantages}
 
     def cut(self, written: tuple[int, ...]) -> list[int]:
-        """Ends of the segments of a completion."""
+        """The segment ends of a completion."""
         ends = list(self.segmenter(written, self.processing_class))
         check_ends(ends, len(written))
         return ends
 
     def continue_from(self, states: list[tuple], rows: list[dict]) -> tuple[torch.Tensor, int, float]:
-        """Rewards of K continuations of each of S states, shape `(S, K)`; how many tokens they are, and the seconds."""
+        """Rewards of K continuations of each of S states, shape `(S, K)`; their number of tokens; the seconds taken."""
         number = self.args.vine_continuations
         states = [state for state in states for _ in range(number)]
         rows = [row for row in rows for _ in range(number)]
@@ -143,7 +143,7 @@ class VinePPOTrainer(CreditTrainer):
 
 
 def segment_rows(ends: list[list[int]], values: torch.Tensor, advantages: torch.Tensor) -> list[list[dict]]:
-    """For each completion its segments as the viewer shows them: tokens `start` to `end`, `value` and `advantage`."""
+    """The segments of each completion as the viewer shows them: tokens `start` to `end`, `value` and `advantage`."""
     numbers = zip(ends, values.tolist(), advantages.tolist(), strict=True)
     return [
         [

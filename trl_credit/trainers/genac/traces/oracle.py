@@ -1,4 +1,4 @@
-"""Who reasons about the states: a function, or a model behind an OpenAI-compatible endpoint."""
+"""The oracle that reasons about the states: a function, or a model behind an OpenAI-compatible endpoint."""
 
 import email.utils
 import http.client
@@ -16,7 +16,7 @@ from typing import Any
 
 
 class OracleError(RuntimeError):
-    """What the oracle cannot be asked now, or at all: ends the run."""
+    """The oracle cannot be asked, now or at all: ends the run."""
 
 
 class Unavailable(OracleError):
@@ -38,13 +38,13 @@ class State:
 
     Args:
         query (`str`):
-            The critic's prompt, as the template makes it.
+            The critic's prompt, as rendered from the template.
         problem, partial_solution (`str`):
             What it speaks of.
         success_rate (`float`):
             The hint: how much of the dataset the actor solves.
         reward (`float`):
-            Mean reward of the solutions that went through this state. An oracle has no business with it.
+            Mean reward of the solutions that went through this state. An oracle must not look at it.
     """
 
     query: str

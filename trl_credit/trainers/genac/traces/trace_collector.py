@@ -38,17 +38,17 @@ _SAMPLING = (
 
 class TraceCollector(GenACTrainer):
     """
-    Stage 1 of GenAC: samples solutions of the policy, asks an oracle about the states between their segments, and
-    writes what it answers as a data set for [`~trl.SFTTrainer`]. Nothing is trained.
+    Stage 1 of GenAC: samples solutions from the policy, asks an oracle about the states between their segments, and
+    writes its answers as a dataset for [`~trl.SFTTrainer`]. Nothing is trained.
 
     Arguments are those of [`GenACTrainer`], with `args` a [`GenACTracesConfig`], and one more. `output_dir` holds
 
-    - `solutions.jsonl`, a line for each rollout; the first says how they are sampled,
+    - `solutions.jsonl`, one line per rollout after a first line that says how they are sampled,
     - `states.jsonl`, the states and what the critic is asked about them,
-    - `answers.jsonl`, a line for each answer of the oracle, written as it arrives,
+    - `answers.jsonl`, one line per answer of the oracle, written as it arrives,
     - `dataset/train.jsonl`, the traces that are kept, and `summary.json`.
 
-    A run that was interrupted is started again with the same command: it samples and asks only what is missing.
+    To continue an interrupted run, start it again with the same command: it samples and asks only what is missing.
 
     Args:
         oracle (`Callable`, *optional*):

@@ -11,15 +11,15 @@ class GenACTracesConfig(GenACConfig):
     r"""
     Configuration class for the [`TraceCollector`].
 
-    This class includes only what concerns the oracle and its traces. What the critic will be asked, segments and
-    template, is said with the parameters of [`GenACConfig`]; how solutions are sampled, with those of
-    [`~trl.GRPOConfig`]. Nothing is trained: parameters of losses and optimizers have no effect.
+    This class includes only what concerns the oracle and its traces. The parameters of [`GenACConfig`] set what the
+    critic will be asked, such as segments and template; those of [`~trl.GRPOConfig`] set how solutions are sampled.
+    Nothing is trained: loss and optimizer parameters have no effect.
 
     Args:
         oracle (`str`, *optional*):
             Who is asked about the states: the base URL of an OpenAI-compatible endpoint (`"https://…/v1"`), a function
             (`"module:function"`) from a [`~trl_credit.trainers.genac.traces.oracle.State`] to a trace, or a file of
-            traces (`"….jsonl"`, rows with `query` and `trace`), for which nothing is sampled. Default: nobody, only
+            traces (`"….jsonl"`, rows with `query` and `trace`), in which case nothing is sampled. Default: nobody; only
             `states.jsonl` is written.
         oracle_model (`str`, *optional*):
             Name of the model at the endpoint.
@@ -28,23 +28,23 @@ class GenACTracesConfig(GenACConfig):
         oracle_request (`dict`, *optional*):
             Further fields of the requests to the endpoint, e.g. `{"max_completion_tokens": 1024}`.
         oracle_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds of silence after which a request to the endpoint has failed.
+            Seconds of silence after which a request to the endpoint counts as failed.
         oracle_concurrency (`int`, *optional*):
-            Queries that are asked at a time. Default: 8 of an endpoint, 1 of a function.
+            Number of queries in flight at a time. Default: 8 for an endpoint, 1 for a function.
         oracle_retries (`int`, *optional*, defaults to `8`):
-            How often a query is asked again when the endpoint cannot be reached, is busy or sends no answer, after 1,
-            2, 4, … and at most 60 seconds.
+            How often a query is retried when the endpoint cannot be reached, is busy or sends no answer, after 1, 2, 4,
+            … and at most 60 seconds.
         max_traces (`int`, *optional*):
-            Most states to ask about, drawn from all. Default: all.
+            Maximum number of states to ask about, drawn from all. Default: all.
         min_trace_length (`int`, *optional*, defaults to `1`):
             Shortest trace that is kept, in tokens of the critic. The longest is `critic_max_completion_length`.
         max_disagreement (`float`, *optional*):
             Keep a trace only if its value is at most this far from the mean reward of the solutions that went through
-            its state. Default: keep it anyway.
+            its state. Default: keep all.
         num_generations (`int`, *optional*, defaults to `1`):
             Solutions per prompt.
         num_train_epochs (`float`, *optional*, defaults to `1.0`):
-            Passes over the prompts. `max_steps` bounds the number of rollouts instead.
+            Passes over the prompts. `max_steps`, if set, bounds the number of rollouts instead.
     """
 
     _VALID_DICT_FIELDS = GenACConfig._VALID_DICT_FIELDS + ["oracle_request"]
