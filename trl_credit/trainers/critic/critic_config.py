@@ -35,8 +35,8 @@ class CriticConfig(CreditConfig):
             Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
             most 1e-3: 1.1e-4 at 896.
         critic_head_learning_rate (`float`, *optional*):
-            Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is higher,
-            or 0.
+            Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is
+            higher, or 0.
         critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
             Optimizer of the critic, with the same names as `optim`. Betas and ε are the policy's.
         critic_optim_args (`str`, *optional*):

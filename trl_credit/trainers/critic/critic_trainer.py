@@ -36,7 +36,7 @@ class CriticTrainer(CriticPretraining):
     args: CriticConfig
     critic: Any
     processing_class: Any
-    config_class = CriticConfig
+    config_class: type[CriticConfig] = CriticConfig
     critic_kind: str  # see [`~trl_credit.critics.facts.CriticFacts`]
     folders_of_networks = (CRITIC_FOLDER,)
 
