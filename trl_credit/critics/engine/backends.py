@@ -218,10 +218,10 @@ class DeepSpeedBackend(LocalBackend):
         return None if norm is None else float(norm)
 
     def fill(self, parameter, value):
+        import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param
-        from deepspeed.zero import GatheredParameters
 
-        with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
             parameter.data.fill_(value)
         shape = getattr(parameter, "ds_shape", parameter.shape)
         # The optimizer has a copy in float32.

@@ -10,69 +10,74 @@ from ...seam.config import NO_GROUP, CreditConfig
 @dataclass
 class CriticConfig(CreditConfig):
     r"""
-    What all configurations with a critic share. This class includes only the parameters that are specific to the
-    critic. For those of the credit log, refer to [`~trl_credit.seam.CreditConfig`], for all others to
-    [`~trl.GRPOConfig`].
+        What all configurations with a critic share. This class includes only the parameters that are specific to the
+        critic. For those of the credit log, refer to [`~trl_credit.seam.CreditConfig`], for all others to
+        [`~trl.GRPOConfig`].
 
-    Args:
-        critic_model_name_or_path (`str`, *optional*):
-            Checkpoint that the critic starts from if the trainer's `critic` argument is not given. Default: the
-            policy's.
-        critic_model_init_kwargs (`dict`, *optional*):
-            Keyword arguments of `from_pretrained` for the critic, e.g. `{"dtype": "bfloat16"}`.
-        critic_initial_value (`float`, *optional*):
-            What a fresh head outputs everywhere before its first update. Default: the mean reward of the first rollout.
-            A head that comes with the critic's checkpoint is left as it is.
-        critic_peft_config (`dict`, *optional*):
-            Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its weights,
-            e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer argument of the same name takes any
-            `PeftConfig`.
-        critic_share_base (`bool`, *optional*, defaults to `False`):
-            Make the critic a second adapter and a head on the policy's base, so that the base is in memory only once.
-            For policies with adapters, on one process or with DDP. `critic_peft_config` describes the adapter, by
-            default one like the policy's.
-        critic_learning_rate (`float`, *optional*):
-            Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
-            most 1e-3: 1.1e-4 at 896.
-        critic_head_learning_rate (`float`, *optional*):
-            Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is
-            higher, or 0.
-        critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
-            Optimizer of the critic, with the same names as `optim`. Betas and ε are the policy's.
-        critic_optim_args (`str`, *optional*):
-            Its arguments, in the format of `optim_args`.
-        critic_lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
-            Schedule of the critic's learning rates, over its own updates, pretraining included.
-        critic_lr_scheduler_kwargs (`dict`, *optional*):
-            Its arguments, like `lr_scheduler_kwargs`.
-        critic_warmup_steps (`int`, *optional*, defaults to `0`):
-            Updates of linear warm-up.
-        critic_weight_decay (`float`, *optional*, defaults to `0.0`):
-            Weight decay of the critic's matrices.
-        critic_max_grad_norm (`float`, *optional*, defaults to `1.0`):
-            Norm to which the critic's gradient is clipped; 0 for no clipping.
-        critic_gradient_checkpointing (`bool`, *optional*):
-            Gradient checkpointing of the critic. Default: as the policy's.
-        critic_updates_per_step (`int`, *optional*, defaults to `1`):
-            Updates of the critic for each optimizer step of the policy, on the same samples.
-        critic_pretraining_steps (`int`, *optional*, defaults to `50`):
-            Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
-        critic_pretraining_loss_threshold (`float`, *optional*):
-            End pretraining early once the critic's loss over one rollout is at most this.
-        critic_pretraining_explained_variance_threshold (`float`, *optional*):
-            End pretraining early once the explained variance over one rollout is at least this. If both thresholds are
-            set, both must hold.
-        positive_reward_funcs (`list[str]`, *optional*):
-            Names of the reward functions that decide which completions are right, or positive: every one of them that
-            scores a completion must say so. Default: all with a positive weight.
-        critic_hub_model_id (`str`, *optional*):
-            Separate repository to which the critic is pushed. Default: the folder `critic` of the policy's repository.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            Only `"none"`: there is no group baseline to scale.
+        Args:
+            critic_model_name_or_path (`str`, *optional*):
+                Checkpoint that the critic starts from if the trainer's `critic` argument is not given. Default: the
+                policy's.
+            critic_model_init_kwargs (`dict`, *optional*):
+                Keyword arguments of `from_pretrained` for the critic, e.g. `{"dtype": "bfloat16"}`.
+            critic_initial_value (`float`, *optional*):
+                What a fresh head outputs everywhere before its first update. Default: the mean reward of the first rollout.
+                A head that comes with the critic's checkpoint is left as it is.
+            critic_peft_config (`dict`, *optional*):
+                Arguments of a `peft.LoraConfig`, to train adapters and the head of the critic instead of all its weights,
+                e.g. `{"r": 16, "target_modules": "all-linear"}`. The trainer argument of the same name takes any
+                `PeftConfig`.
+            critic_share_base (`bool`, *optional*, defaults to `False`):
+                Make the critic a second adapter and a head on the policy's base, so that the base is in memory only once.
+                For policies with adapters, on one process or with DDP. `critic_peft_config` describes the adapter, by
+                default one like the policy's.
+            critic_learning_rate (`float`, *optional*):
+                Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
+                most 1e-3: 1.1e-4 at 896.
+            critic_head_learning_rate (`float`, *optional*):
+    <<<<<<< HEAD
+                Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is
+                higher, or 0.
+    =======
+                Learning rate of the critic's head. Default: the same number, or `critic_learning_rate` where that is higher
+                or 0.
+    >>>>>>> h-learn
+            critic_optim (`str`, *optional*, defaults to `"adamw_torch"`):
+                Optimizer of the critic, with the same names as `optim`. Betas and ε are the policy's.
+            critic_optim_args (`str`, *optional*):
+                Its arguments, in the format of `optim_args`.
+            critic_lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
+                Schedule of the critic's learning rates, over its own updates, pretraining included.
+            critic_lr_scheduler_kwargs (`dict`, *optional*):
+                Its arguments, like `lr_scheduler_kwargs`.
+            critic_warmup_steps (`int`, *optional*, defaults to `0`):
+                Updates of linear warm-up.
+            critic_weight_decay (`float`, *optional*, defaults to `0.0`):
+                Weight decay of the critic's matrices.
+            critic_max_grad_norm (`float`, *optional*, defaults to `1.0`):
+                Norm to which the critic's gradient is clipped; 0 for no clipping.
+            critic_gradient_checkpointing (`bool`, *optional*):
+                Gradient checkpointing of the critic. Default: as the policy's.
+            critic_updates_per_step (`int`, *optional*, defaults to `1`):
+                Updates of the critic for each optimizer step of the policy, on the same samples.
+            critic_pretraining_steps (`int`, *optional*, defaults to `50`):
+                Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
+            critic_pretraining_loss_threshold (`float`, *optional*):
+                End pretraining early once the critic's loss over one rollout is at most this.
+            critic_pretraining_explained_variance_threshold (`float`, *optional*):
+                End pretraining early once the explained variance over one rollout is at least this. If both thresholds are
+                set, both must hold.
+            positive_reward_funcs (`list[str]`, *optional*):
+                Names of the reward functions that decide which completions are right, or positive: every one of them that
+                scores a completion must say so. Default: all with a positive weight.
+            critic_hub_model_id (`str`, *optional*):
+                Separate repository to which the critic is pushed. Default: the folder `critic` of the policy's repository.
+            scale_rewards (`str`, *optional*, defaults to `"none"`):
+                Only `"none"`: there is no group baseline to scale.
 
-    > [!NOTE]
-    > `num_generations` may be 1. `gradient_accumulation_steps` must divide `steps_per_generation` (by default they
-    > are equal), so that the samples of an optimizer step are known when it begins.
+        > [!NOTE]
+        > `num_generations` may be 1. `gradient_accumulation_steps` must divide `steps_per_generation` (by default they
+        > are equal), so that the samples of an optimizer step are known when it begins.
     """
 
     _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
