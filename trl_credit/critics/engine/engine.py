@@ -99,6 +99,8 @@ class CriticEngine:
         self._compute_dtype = _keep_in_float32(network, accelerator)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
         self.network = self.backend.network
+        for group in self.backend.optimizer.param_groups:  # as in every state that FSDP2 loads into it
+            group["initial_lr"] = group["lr"]
         self.module.eval()
         self.schedule: Any = None  # see `begin`
         self._saved_schedule: dict | None = None
