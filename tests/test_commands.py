@@ -1,4 +1,6 @@
-"""Commands of the command line lead where they say."""
+"""Commands of the command line, and names of earlier versions, lead where they say."""
+
+from importlib import import_module
 
 import pytest
 
@@ -28,3 +30,17 @@ def test_a_file_of_the_user_wins_over_a_recipe_of_its_name(tmp_path, monkeypatch
     assert found[1].endswith("recipes/vapo.yaml") and found[2:] == arguments[2:]
     (tmp_path / "vapo").write_text("learning_rate: 1.0\n")
     assert with_recipe(arguments, ("vapo",)) == arguments
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "what"),
+    [
+        ("viewer", "credit_log", "write_page"),
+        ("oracle_traces", "trainers.genac.traces", "TraceCollector"),
+        ("trl_seam", "seam", "CreditTrainer"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_package_of_0_2_0_gives_what_is_now_elsewhere(name, now, what):
+    old, new = import_module(f"trl_credit.{name}"), import_module(f"trl_credit.{now}")
+    assert getattr(old, what) is getattr(new, what)

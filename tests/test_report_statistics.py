@@ -128,3 +128,8 @@ def test_the_weight_of_the_critic_does_not_depend_on_the_size_of_the_groups():
         _baseline(report, States.of(rollouts, values), None)
         figure = report.rows["baseline/rho"]
         assert figure.low <= expected <= figure.high and figure.high - figure.low < 0.15, (size, expected, figure)
+
+
+def test_the_noise_of_a_mean_is_its_variance_without_bias_over_what_was_scored():
+    returns = np.array([[0.0, 1.0, 1.0, 0.0], [1.0, np.nan, 0.0, np.nan]])
+    assert st.noise_of_mean(returns) == pytest.approx([1 / 3 / 4, 1 / 2 / 2])

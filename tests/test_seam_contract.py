@@ -286,3 +286,24 @@ def test_a_loss_that_is_no_number_stops_the_run_though_its_gradient_is_one(value
 
     with pytest.raises(FloatingPointError, match=f"The loss of step 0 is {value}"):
         make(model_dir, tmp_path, Broken).train()
+
+
+class Reading(TokenCredit):
+    """Keeps the prompts of its rollouts."""
+
+    def assign_credit(self, rollout, rewards, mode):
+        self.__dict__.setdefault("prompts", []).append([row["prompt"] for row in self.rollout_rows])
+        return super().assign_credit(rollout, rewards, mode)
+
+
+def test_a_run_that_is_resumed_in_a_later_epoch_reads_the_prompts_that_were_next(model_dir, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 6, "per_device_train_batch_size": 4}
+    (whole := make(model_dir, tmp_path, Reading, **settings)).train()
+    per_epoch = len(PROMPTS) // len(whole.prompts[0])
+    assert len(whole.prompts) == 6 and per_epoch == 2
+    epochs = [sum(whole.prompts[at : at + 2], []) for at in (0, 2, 4)]
+    assert all(sorted(epoch) == sorted(PROMPTS) for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    for step in (3, 4, 5):
+        resumed = make(model_dir, tmp_path, Reading, **settings)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert resumed.prompts == whole.prompts[step:]

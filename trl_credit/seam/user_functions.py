@@ -36,8 +36,9 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
                 f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for {where}. A reward must be "
                 "a finite number, or None for what it does not score."
             )
-        if math.isnan(reward):
-            logger.warning(f"Reward function {name!r} returned NaN for {where}: it counts as not scored.")
+
+    def warn_of_nan(where):
+        logger.warning(f"Reward function {name!r} returned NaN for {where}: it counts as not scored.")
 
     def check_tokens(row, scores, completion_ids):
         if completion_ids is not None and len(scores) != len(completion_ids[row]):
@@ -57,6 +58,9 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
                     "None for what it does not score."
                 )
             numbers.append(number)
+        nans = [token for token, score in enumerate(scores) if score is not None and math.isnan(score)]
+        if nans:
+            warn_of_nan(f"{len(nans)} of the tokens of completion {row}, first for token {nans[0]}")
         if all(map(math.isnan, numbers)):
             return None
         assert token_scores is not None
@@ -79,6 +83,8 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
         for row, reward in enumerate(rewards):
             if reward is not None:
                 check_number(reward, f"completion {row}")
+                if math.isnan(reward):
+                    warn_of_nan(f"completion {row}")
         return rewards
 
     if is_async_callable(func):

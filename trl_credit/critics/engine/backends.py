@@ -219,17 +219,17 @@ class DeepSpeedBackend(LocalBackend):
 
     def fill(self, parameter, value):
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+        from deepspeed import utils
 
-        # The optimizer has a copy in float32.
-        if self.stage == 3:
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.data.fill_(value)
-            # By shares: what processes without one have of a whole is padding, which that function does not know.
-            safe_set_local_fp32_param(parameter, torch.full_like(parameter.ds_tensor, value, dtype=torch.float32))
-        else:
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
             parameter.data.fill_(value)
-            safe_set_full_fp32_param(parameter, torch.full_like(parameter, value, dtype=torch.float32))
+        # The optimizer has a copy in float32; under ZeRO-3 a part of it, which may be nothing but padding.
+        if self.stage == 3:
+            part = utils.safe_get_local_fp32_param(parameter)
+            utils.safe_set_local_fp32_param(parameter, torch.full_like(part, value))
+        else:
+            whole = torch.full(parameter.shape, value, device=self.accelerator.device)
+            utils.safe_set_full_fp32_param(parameter, whole)
 
     def weights(self):
         if self.stage != 3:

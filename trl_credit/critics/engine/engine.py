@@ -99,6 +99,8 @@ class CriticEngine:
         self._compute_dtype = _keep_in_float32(network, accelerator)
         self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
         self.network = self.backend.network
+        for group in self.backend.optimizer.param_groups:  # as in every state that FSDP2 loads into it
+            group["initial_lr"] = group["lr"]
         self.module.eval()
         self.schedule: Any = None  # see `begin`
         self._saved_schedule: dict | None = None
@@ -299,8 +301,7 @@ class CriticEngine:
         groups: list[dict[str, Any]] = [
             {
                 "params": parameters,
-                "lr": (peak := head_rate if is_head else settings.learning_rate),
-                "initial_lr": peak,  # which a schedule adds, and FSDP2 misses where it loads before there is one
+                "lr": head_rate if is_head else settings.learning_rate,
                 "weight_decay": 0.0 if spared else settings.weight_decay,
             }
             for (is_head, spared), parameters in sorted(members.items(), key=lambda item: item[0])
