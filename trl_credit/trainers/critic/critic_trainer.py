@@ -30,7 +30,7 @@ HIGHEST_RATE, RATE_TIMES_WIDTH = 1e-3, 0.1
 class CriticTrainer(CriticPretraining):
     """
     A trainer with a critic beside the policy, which it creates, pretrains, updates, saves and resumes. Subclasses say
-    what network the critic is, what its loss is and, in [`CreditTrainer.assign_credit`], how its values are used.
+    what network the critic is, what its loss is and, in `assign_credit`, how its values are used.
     """
 
     args: CriticConfig
