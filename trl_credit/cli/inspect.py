@@ -18,7 +18,7 @@ def make_parser() -> ArgumentParser:
     add(
         "--compare",
         metavar="OTHER",
-        help="another one, to show beside it: the completions of the same steps, prompts and places",
+        help="another run or table to show beside it: the completions with the same steps, prompts and places",
     )
     add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
     add("--completions", type=int, default=64, help="how many to show, of each (default: %(default)s)")
