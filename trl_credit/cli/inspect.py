@@ -21,7 +21,7 @@ def make_parser() -> ArgumentParser:
         help="another run or table to show beside it: the completions with the same steps, prompts and places",
     )
     add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
-    add("--completions", type=int, default=64, help="how many to show, of each (default: %(default)s)")
+    add("--completions", type=int, default=64, help="how many to show, from each (default: %(default)s)")
     add("--steps", type=int, nargs="+", help="only those of these steps (default: spread over all)")
     add(
         "--right_reward",
