@@ -22,11 +22,11 @@ def make_parser() -> ArgumentParser:
     )
     add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
     add("--completions", type=int, default=64, help="how many to show, from each (default: %(default)s)")
-    add("--steps", type=int, nargs="+", help="only those of these steps (default: spread over all)")
+    add("--steps", type=int, nargs="+", help="only those from these steps (default: spread over all)")
     add(
         "--right_reward",
         metavar="NAME",
-        help="reward function that says what is right, where the table does not; not given: the first or only one",
+        help="reward function that decides what is right, where the table does not; by default, the first or only one",
     )
     add(
         "--right_above",
