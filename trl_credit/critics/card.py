@@ -24,6 +24,7 @@ def write_critic_card(folder: Path, trainer) -> None:
     others = ("reward_range", "gamma", "truncation", "num_generations", "max_completion_length")
     names += [name for name in others if hasattr(args, name)]
     beside = f"[the policy](https://huggingface.co/{trainer.hub_model_id})" if trainer.hub_model_id else "the policy"
+    rate, head_rate = trainer.critic_learning_rates()
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers
@@ -39,7 +40,7 @@ library_name: transformers
 {trainer.describe_critic()}
 
 Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version("trl-credit")} for {trainer.engine.steps}
-updates, beside {beside}.
+updates, beside {beside}, at a learning rate of {rate:.3g}, and {head_rate:.3g} of the head.
 
 {settings_table(args, names)}
 """,
