@@ -83,14 +83,12 @@ def test_a_segmenter_that_loses_tokens_is_refused(model_dir, tmp_path):
         make_trainer(model_dir, tmp_path, rollout=fixed_rollout, segmenter=lost).train()
 
 
-def test_the_options_and_their_defaults_are_those_of_the_page():
+def test_the_page_has_the_table_of_the_options_and_each_has_a_text():
+    assert "<!-- options: trl_credit.trainers.vineppo.vineppo_config.VinePPOConfig -->" in PAGE
     fields = VinePPOConfig.__dataclass_fields__
     own = [name for name in VinePPOConfig.__annotations__ if name != "scale_rewards"]
-    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", PAGE.split("## Configuration")[1].split("## ")[0], re.MULTILINE))
-    assert [name for name in rows if name != "scale_rewards"] == own
-    for name in own:
-        assert rows[name] == ("–" if fields[name].default is None else str(fields[name].default))
-        assert name in VinePPOConfig.__doc__
+    assert own == [*own[:2], "segment_min_length", "segment_target_length", "segment_max_length", "max_segments"]
+    assert all(len(fields[name].metadata["help"]) > 20 for name in own)
 
 
 def test_every_metric_is_on_the_page_and_every_metric_of_the_page_is_logged(model_dir, tmp_path):

@@ -18,15 +18,15 @@ def make_parser() -> ArgumentParser:
     add(
         "--compare",
         metavar="OTHER",
-        help="another one, to show beside it: the completions of the same steps, prompts and places",
+        help="another run or table to show beside it: the completions with the same steps, prompts and places",
     )
     add("--output", type=Path, default=Path("credit.html"), help="the page (default: %(default)s)")
-    add("--completions", type=int, default=64, help="how many to show, of each (default: %(default)s)")
-    add("--steps", type=int, nargs="+", help="only those of these steps (default: spread over all)")
+    add("--completions", type=int, default=64, help="how many to show, from each (default: %(default)s)")
+    add("--steps", type=int, nargs="+", help="only those from these steps (default: spread over all)")
     add(
         "--right_reward",
         metavar="NAME",
-        help="reward function that says what is right, where the table does not; not given: the first or only one",
+        help="reward function that decides what is right, where the table does not; by default, the first or only one",
     )
     add(
         "--right_above",
