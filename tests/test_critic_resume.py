@@ -110,6 +110,7 @@ def test_killed_and_resumed_is_never_killed_to_the_bit(kind, kill_at, never_kill
         assert same_tensors(*states), state
     state = torch.load(a / "critic_state.pt", weights_only=True)
     assert state["steps"] == 10 and state["counters"] == {
+        "head_waits": 0,
         "pretraining_steps": 5,
         "pretraining_rollouts": 5,
         "pretraining_done": 1,

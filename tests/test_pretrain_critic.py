@@ -157,4 +157,4 @@ def test_the_commands_pretrain_a_critic_and_then_train_with_it(model_dir, tmp_pa
     state = torch.load(tmp_path / "second" / "checkpoint-2" / "critic_state.pt", weights_only=True)
     assert state["steps"] == 2
     # The critic of 16 has the highest rate that there is by default: 0.1 / 16 would be more.
-    assert "at a learning rate of 0.001, and 0.001 of the head" in (tmp_path / "second/critic/README.md").read_text()
+    assert "Learning rate: 0.001, of its head 0.001." in (tmp_path / "second/critic/README.md").read_text()

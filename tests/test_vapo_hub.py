@@ -20,7 +20,6 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY_RUN = shlex.split("""--max_steps 2 --save_steps 1 --logging_steps 1 --max_completion_length 8 --num_generations 1
     --per_device_train_batch_size 4 --learning_rate 1e-2 --critic_learning_rate 1e-2 --critic_pretraining_steps 1
-    --critic_initial_value 0.5
     --use_cpu --bf16 false --report_to none --push_to_hub --hub_always_push""")
 
 

@@ -40,7 +40,7 @@ library_name: transformers
 {trainer.describe_critic()}
 
 Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version("trl-credit")} for {trainer.engine.steps}
-updates, beside {beside}, at a learning rate of {rate:.3g}, and {head_rate:.3g} of the head.
+updates, beside {beside}. Learning rate: {rate:.3g}, of its head {head_rate:.3g}.
 
 {settings_table(args, names)}
 """,
