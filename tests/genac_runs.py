@@ -25,8 +25,9 @@ GENAC = {
 def fit_critic(folder, unparsed: float = 0.15, context: int = 512, hidden: int = 32):
     """Saves a tiny critic with its tokenizer. With the probability `unparsed` its answer holds no score."""
     model = fitted_critic(unparsed, hidden)
-    model.config.max_position_embeddings = context
+    usual, model.config.max_position_embeddings = model.config.max_position_embeddings, context
     model.save_pretrained(folder)
+    model.config.max_position_embeddings = usual  # others have the same model
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 

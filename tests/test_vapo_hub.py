@@ -40,6 +40,8 @@ def published(request, hub, tmp_path_factory):
     inputs = ["--model", tiny_model_dir(root), "--dataset", root / "data", "--output_dir", root / "out"]
     if name == "sppo":  # a critic with a tokenizer of its own
         inputs += ["--critic_model_name_or_path", critic_dir(root / "llama")]
+    else:  # a fresh head that is wrong about rewards that are all the same
+        inputs += ["--critic_initial_value", "0.5"]
     repos = ["--hub_model_id", f"user/{name}", "--critic_hub_model_id", f"user/{name}-critic"]
     script = EXAMPLES / f"{name}.py"
     result = run_client(hub, root / "cache", sys.executable, script, *inputs, *TINY_RUN, *repos)
