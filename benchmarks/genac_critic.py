@@ -179,7 +179,9 @@ def generative_critic(args, work: Path, start: Path, probes, seed: int, hint: bo
     )
     trainer.pretrain_critic()
     result["training error"] = [
-        round(entry["critic/mse"], 4) for entry in trainer.state.log_history if "critic/mse" in entry
+        round(entry["critic_pretraining/mse"], 4)
+        for entry in trainer.state.log_history
+        if "critic_pretraining/mse" in entry
     ]
     rate = trainer.success_rate.value
     result["stage 2"], result["stage 2 parse rate"] = generative_values(

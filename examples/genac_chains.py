@@ -139,7 +139,7 @@ if __name__ == "__main__":
     joint.train()
     joint.save_model()
 
-    errors = [entry["critic/mse"] for entry in pretraining.state.log_history if "critic/mse" in entry]
+    errors = [log["critic_pretraining/mse"] for log in pretraining.state.log_history if "critic_pretraining/mse" in log]
     first, last = (sum(part) / len(part) for part in (errors[:5], errors[-5:]))
     print(f"Critic's error on single outcomes, first and last rollouts of the pretraining: {first:.3f}, {last:.3f}")
     print(f"Held-out problems solved, before: {solved(policy)}, after: {solved(out / 'joint')}")

@@ -95,7 +95,9 @@ def test_killed_and_resumed_is_never_killed_to_the_bit(kill_at, never_killed, ne
     logs = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (a, b)]
     last = [[entry for entry in log if entry.get("step") == 5][0] for log in logs]
     different = {name for name in last[0] if last[0][name] != last[1][name]}
-    assert {"critic/hint", "critic_pretraining/hint"} & set(last[0]) and {name for name in different if "time" not in name} == set()
+    assert {"critic/hint", "critic_pretraining/hint"} & set(last[0]) and {
+        name for name in different if "time" not in name
+    } == set()
 
 
 def test_the_critic_of_a_checkpoint_loads_anywhere(never_killed):

@@ -36,7 +36,6 @@ def test_explained_variance_against_the_true_values_is_above_08_and_v_falls_at_t
             max_completion_length=LENGTH,
             critic_pretraining_steps=100,
             critic_learning_rate=1e-2,
-            critic_initial_value=0.5,
             critic_lr_scheduler_type="linear",
             max_steps=1,
             bf16=False,
