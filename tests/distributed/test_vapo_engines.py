@@ -36,7 +36,7 @@ class Run:
         history = json.loads((folder / "history.json").read_text())
         self.engines = {"policy": history["policy"], "critic": history["critic"]}
         self.steps, self.pretraining = history["steps"], history["pretraining"]
-        self.error = history["error"]
+        self.error = history.get("error")
         self.critic_steps, self.prompts_read = history["critic_steps"], history.get("prompts_read")
         self.weights = {"policy": load_weights(folder), "critic": load_weights(folder / "critic")}
 
