@@ -52,19 +52,12 @@ SCENARIOS = {
 class SameAnswers(GenACTrainer):
     """Samples each answer with random numbers of its question, so that it does not depend on who asks."""
 
-    def make_critic_reader(self, runner):
-        reader = super().make_critic_reader(runner)
-        generate = reader.generate
-
-        def same(prompts):
-            answers = []
-            for prompt in prompts + [None] * (self.most(len(prompts)) - len(prompts)):
-                with seeded(zlib.crc32(str(prompt).encode())):
-                    answers += generate([] if prompt is None else [prompt])
-            return answers
-
-        reader.generate = same
-        return reader
+    def _write(self, prompts):
+        answers = []
+        for prompt in prompts + [None] * (self.most(len(prompts)) - len(prompts)):
+            with seeded(zlib.crc32(str(prompt).encode())):
+                answers += super()._write([] if prompt is None else [prompt])
+        return answers
 
 
 def train(model_dir, critic_dir, output_dir, scenario: str, resume: str | None = None, **settings) -> dict:
