@@ -4,12 +4,11 @@ import random
 from collections import Counter
 
 from datasets import Dataset
+from vapo_runs import LENGTH, PROMPTS, share_of_even
 
 from trl_credit import VinePPOConfig, VinePPOTrainer
 
 
-LENGTH = 12
-PROMPTS = ["ab", "cd ef", "a", "b c d", "fgh", "x y", "zzz", "q"]
 SETTINGS = {
     "per_device_train_batch_size": 4,
     "num_generations": 2,
@@ -30,10 +29,6 @@ SETTINGS = {
     "lr_scheduler_type": "constant",
     "gradient_checkpointing": False,
 }
-
-
-def share_of_even(completion_ids, **kwargs):
-    return [sum(i % 2 == 0 for i in ids) / len(ids) - 0.4 for ids in completion_ids]
 
 
 def fixed_rollout(prompts, trainer):
