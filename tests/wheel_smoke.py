@@ -34,5 +34,5 @@ with tempfile.TemporaryDirectory() as folder:
     table, page = Path(folder, "table.jsonl"), Path(folder, "page.html")
     table.write_text('{"tokens": ["a"], "advantage": [1]}')
     subprocess.run([command, "inspect", table, "--output", page], check=True, capture_output=True)
-    assert '"tokens":["a"]' in page.read_text(encoding="utf-8")
+    assert '"texts":["a"]' in page.read_text(encoding="utf-8")
 print(f"wheel {trl_credit.__version__}: ok, imported in {1000 * seconds:.0f} ms")
