@@ -140,7 +140,9 @@ def _outcome(tests: Tests, fault: Fault) -> tuple[bool, str]:
     failed = tests.failed()
     if code != 1 or failed is None:
         return False, f"THE TESTS DID NOT RUN: pytest exits with {code}"
-    if not tests.pass_without_a_fault(failed):
+    # Of a test of which one case is to be run, that case alone.
+    case = next((test for test in fault.tests if test.partition("[")[0] == failed), failed)
+    if not tests.pass_without_a_fault(case):
         return False, f"FAILS WITHOUT IT TOO: {failed}"
     return True, f"caught by {failed}"
 
