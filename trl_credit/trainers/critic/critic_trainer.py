@@ -270,6 +270,12 @@ class CriticTrainer(CriticPretraining):
 
     # --- What is right
 
+    @property
+    def right_by(self) -> str:
+        """The reward functions that say whether a completion is right."""
+        names = [repr(self.reward_func_names[i]) for i in self._deciding] or ["the sum of all rewards"]
+        return " and ".join(names)
+
     def _deciding_functions(self) -> list[int]:
         """Which reward functions say whether a completion is right."""
         names, asked = list(self.reward_func_names), self.args.positive_reward_funcs
@@ -283,7 +289,7 @@ class CriticTrainer(CriticPretraining):
     def is_right(self, rewards: torch.Tensor, threshold: float) -> torch.Tensor:
         """
         Which completions of the latest rollout are right: each deciding reward function would put the reward above the
-        threshold if all others agreed with it.
+        threshold if all others agreed with it. The credit log is told, too.
 
         Args:
             rewards (`torch.Tensor`):
@@ -295,15 +301,27 @@ class CriticTrainer(CriticPretraining):
             `torch.Tensor`: Shape `(B,)`, boolean; False where no deciding function gave a score.
         """
         if len(self.reward_func_names) == 1 or not self._deciding:
-            return torch.nan_to_num(rewards, nan=-torch.inf) > threshold
-        scores = self.reward_scores[:, self._deciding]
-        total_weight = self.reward_weights.clamp(min=0).sum().to(scores.device)
-        above = (scores * total_weight > threshold) | scores.isnan()
-        return above.all(1) & ~scores.isnan().all(1)
+            judged, right = rewards.isfinite(), torch.nan_to_num(rewards, nan=-torch.inf) > threshold
+        else:
+            scores = self.reward_scores[:, self._deciding]
+            total_weight = self.reward_weights.clamp(min=0).sum().to(scores.device)
+            above = (scores * total_weight > threshold) | scores.isnan()
+            judged = ~scores.isnan().all(1)
+            right = above.all(1) & judged
+        self.add_credit(
+            "right", [x if known else None for x, known in zip(right.tolist(), judged.tolist(), strict=True)]
+        )
+        self.add_credit("right_by", [f"{self.right_by} above {threshold:g}"] * len(right))
+        return right
 
     # --- The run
 
     def begin_training(self, checkpoint: str | None) -> None:
+        self._announce(
+            f"Which completions are right is decided by {self.right_by}"
+            + (", each of which must say so" if len(self._deciding) > 1 else "")
+            + " (`positive_reward_funcs`)."
+        )
         pretraining_steps = self.args.critic_pretraining_steps
         if checkpoint is not None:
             self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
