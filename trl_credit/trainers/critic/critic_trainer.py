@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
-from transformers import Trainer
+from transformers import ProcessorMixin, Trainer
 from transformers.training_args import OptimizerNames
 
 from ...critics.card import loading_code, push_critic, write_critic_card
@@ -43,6 +43,7 @@ class CriticTrainer(CriticPretraining):
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        _refuse_processor(self.processing_class)
         for dataset in (self.train_dataset, self.eval_dataset):
             refuse_image_columns(dataset)
         if critic is not None and self.args.critic_model_name_or_path is not None:
@@ -380,6 +381,15 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
             "have. Choose another."
         )
     return optimizer, {key: value for key, value in kwargs.items() if key != "lr"}
+
+
+def _refuse_processor(processing_class) -> None:
+    if isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            f"The policy is read with a {type(processing_class).__name__}, as a vision-language model is, and the "
+            "critic reads text only. Train it with `GRPOTrainer` or `GRPOLambdaTrainer`; or on text alone, with its "
+            "tokenizer as `processing_class`."
+        )
 
 
 def _refuse_split_base(accelerator) -> None:
