@@ -141,6 +141,15 @@ def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights_as_they_
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_the_best_policy_is_loaded_with_the_critic_of_its_step(runs, engine):
+    run = runs(engine)["best"]
+    for network, folder in (("policy", ""), ("critic", "critic")):
+        first, last = (load_weights(run.folder / f"checkpoint-{step}" / folder) for step in (1, 3))
+        assert all(weight.equal(first[name]) for name, weight in run.weights[network].items()), network
+        assert any(not weight.equal(last[name]) for name, weight in run.weights[network].items()), network
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_gradient_checkpointing_changes_nothing(runs, engine):
     assert_same(runs(engine)["checkpointing"], runs(engine)["full"], TOLERANCE)
 

@@ -303,8 +303,9 @@ def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -
     if not len(tokenizer) <= known <= max(used, len(tokenizer)) + _PADDING_OF_EMBEDDINGS:
         raise ValueError(
             f"The critic {_called(source)} knows {known} tokens, the policy {used} and its tokenizer {len(tokenizer)}: "
-            "it would be given tokens that it has not learned. Give a critic of the policy's family; or, if the "
-            "policy's embeddings were resized, resize the critic's as well."
+            "it would be given tokens that it has not learned. Give a critic of the policy's family, or one "
+            "of prompts with a tokenizer of its own (`critic_processing_class`); or, if the policy's embeddings were "
+            "resized, resize the critic's as well."
         )
     if isinstance(source, (str, Path)) and _has_other_vocabulary(str(source), tokenizer):
         raise ValueError(

@@ -11,6 +11,7 @@ from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
+from ...critics.token import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
 from ..value_report import extremes
 from .sppo_config import SPPOConfig
@@ -94,6 +95,9 @@ class SPPOTrainer(CriticTrainer):
         if critic_processing_class is self.processing_class:
             critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
+        if critic_processing_class is None and not self.args.critic_share_base:
+            policy = self.accelerator.unwrap_model(self.model)
+            refuse_other_vocabulary(self.critic, source, policy, self.processing_class)
         if critic_processing_class is not None and self.environment_factories is not None:
             raise ValueError(
                 "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
