@@ -1,4 +1,5 @@
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,6 @@ from .genac_config import GenACConfig
 
 
 STATE_FILE = "genac_state.json"
-# In the output directory, while the critic is pretrained; no part of what is pushed to the Hub.
-BEST_CRITIC_FOLDER = "_best_critic"
 logger = get_logger(__name__)
 
 
@@ -116,13 +115,7 @@ class GenACTrainer(CriticTrainer):
             self.processing_class,
             self.args.critic_template or (TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT),
             self.args.actor_description or _describe(self.model),
-            segmenter
-            or DelimiterSegmenter(
-                self.args.segment_min_length,
-                self.args.segment_target_length,
-                self.args.segment_max_length,
-                self.args.max_segments,
-            ),
+            segmenter or DelimiterSegmenter.of(self.args),
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
@@ -389,7 +382,8 @@ class GenACTrainer(CriticTrainer):
 
     @property
     def _best_critic(self) -> Path:
-        return Path(str(self.args.output_dir)) / BEST_CRITIC_FOLDER
+        # In the pretraining alone. What begins with `_` is not pushed to the Hub.
+        return Path(str(self.args.output_dir)) / "_best_critic"
 
     def finish_pretraining(self) -> None:
         """Go back to the critic with the lowest error, unless it is the last one."""
@@ -403,6 +397,11 @@ class GenACTrainer(CriticTrainer):
                 self._validation["lowest"],
                 self._best_critic,
             )
+
+    def _drop_best_critic(self) -> None:
+        self.accelerator.wait_for_everyone()  # all have read it
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self._best_critic, ignore_errors=True)
 
     def validation_error(self) -> float:
         """
@@ -437,7 +436,9 @@ class GenACTrainer(CriticTrainer):
     # --- Saving
 
     def begin_training(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
+        if checkpoint is None:
+            self._drop_best_critic()  # of an earlier run
+        else:
             path = Path(checkpoint) / STATE_FILE
             if not path.is_file():
                 raise FileNotFoundError(
@@ -447,13 +448,14 @@ class GenACTrainer(CriticTrainer):
             state = json.loads(path.read_text(encoding="utf-8"))
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
-        elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:
+        if checkpoint is None and self._critic_is_policy and self.args.critic_pretraining_steps == 0:
             self.warn_once(
                 "The critic is a copy of the policy that has never been taught to answer with a score, and "
                 "`critic_pretraining_steps=0`: its values will be noise. Start from a critic that `trl-credit "
                 "genac-sft` has trained (`critic_model_name_or_path`), or pretrain it here."
             )
         super().begin_training(checkpoint)
+        self._drop_best_critic()  # only now that no checkpoint needs it
 
     def save_training_state(self, folder: Path) -> None:
         super().save_training_state(folder)
