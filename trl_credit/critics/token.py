@@ -369,7 +369,9 @@ def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config
         raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     network.config.use_cache = False
     _use_float32_head(network)
-    network = PeftModel.from_pretrained(network, source, is_trainable=True)  # type: ignore[assignment]
+    network = PeftModel.from_pretrained(  # type: ignore[assignment]
+        network, source, is_trainable=True, autocast_adapter_dtype=adapters_are_float32()
+    )
     turn_dropout_off(network)
     return network
 
@@ -404,6 +406,11 @@ def refuse_lora_dropout(peft_config: Any) -> None:
         )
 
 
+def adapters_are_float32() -> bool:
+    """Whether adapters are in float32 whatever their base is in: with ZeRO-3, which wants one dtype, they are not."""
+    return not is_deepspeed_zero3_enabled()
+
+
 def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
     from peft import PeftConfig, TaskType, get_peft_model
 
@@ -415,8 +422,7 @@ def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
     excluded = getattr(peft_config, "exclude_modules", None)
     if not isinstance(excluded, str):  # "all-linear" would put an adapter on the head as well
         peft_config.exclude_modules = {*(excluded or ()), *_HEADS}
-    # The base is bf16 or quantized where adapters are used with ZeRO-3, which wants one dtype.
-    network = get_peft_model(network, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    network = get_peft_model(network, peft_config, autocast_adapter_dtype=adapters_are_float32())
     head = head_of(network.get_base_model())
     if not any(p.requires_grad for p in head.parameters()):
         raise ValueError("`critic_peft_config` leaves the head of the critic untrained.")
