@@ -15,6 +15,7 @@ from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import CriticFacts, fingerprint
+from ...critics.freezing import freeze
 from ...critics.fresh_head import answers_everywhere, trained_head
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
@@ -72,6 +73,8 @@ class CriticTrainer(CriticPretraining):
         self._head_waits = False
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
+        if self.args.critic_freeze is not None:
+            freeze(self.critic, self.args.critic_freeze, self.critic_head())
         self._engine: CriticEngine | None = None
         self.add_callback(Symptoms(self))
         self._critic_reader: Critic | None = None
