@@ -180,4 +180,5 @@ def fingerprint(tokenizer: Any) -> dict[str, Any]:
 def _same(name: str, one: Any, other: Any) -> bool:
     if name == "hint_momentum":  # what matters is whether the critic is told a rate
         return (one is None) == (other is None)
-    return one == other or isinstance(one, (list, tuple)) and list(one) == list(other)
+    both_are_lists = isinstance(one, (list, tuple)) and isinstance(other, (list, tuple))
+    return one == other or both_are_lists and list(one) == list(other)

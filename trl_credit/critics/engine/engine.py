@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import DistributedType
 from torch import nn
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -337,7 +337,7 @@ def _dtype(network: nn.Module) -> torch.dtype:
 
 def _checkpoint_gradients(network: Any, kwargs: dict | None) -> dict:
     kwargs = dict(kwargs or {})
-    if is_peft_model(network):
+    if not all(p.requires_grad for p in network.parameters()):
         if is_deepspeed_zero3_enabled():  # ZeRO-3 gathers weights again in the recomputation only when it is reentrant
             kwargs["use_reentrant"] = True
         network.enable_input_require_grads()
