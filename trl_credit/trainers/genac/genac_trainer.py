@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import nn
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -38,9 +37,6 @@ from .genac_config import GenACConfig
 
 
 STATE_FILE = "genac_state.json"
-# In the output directory, while the critic is pretrained; no part of what is pushed to the Hub.
-BEST_CRITIC_FOLDER = "_best_critic"
-logger = get_logger(__name__)
 
 
 class GenACTrainer(CriticTrainer):
@@ -379,30 +375,10 @@ class GenACTrainer(CriticTrainer):
         validation["next"] = self._pretraining["pretraining_steps"] + self.args.critic_validation_steps
         with self.logging_pretraining():
             error = self.validation_error()
-        if error < validation["lowest"]:
-            validation.update(lowest=error, since=0)
-            self.engine.save(self._best_critic)
-            self.engine.save_state(self._best_critic)
-        else:
-            validation["since"] += 1
-        return validation["since"] >= patience
-
-    @property
-    def _best_critic(self) -> Path:
-        return Path(str(self.args.output_dir)) / BEST_CRITIC_FOLDER
+        return self.keep_the_best(error, validation, patience)
 
     def finish_pretraining(self) -> None:
-        """Go back to the critic with the lowest error, unless it is the last one."""
-        if not self._validation["since"]:
-            return
-        if self._best_critic.is_dir():
-            self.engine.go_back(self._best_critic, self._best_critic)
-        else:
-            logger.warning(
-                "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
-                self._validation["lowest"],
-                self._best_critic,
-            )
+        self.go_back_to_the_best(self._validation)
 
     def validation_error(self) -> float:
         """
