@@ -18,8 +18,8 @@ from trl.trainer.utils import get_config_model_id
 from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
+from .kept_rollouts import KeptRolloutSeam
 from .resuming import BeginTraining, ResumableSampler, save_rollout
-from .rollouts import RolloutSeam
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 
 
@@ -28,7 +28,7 @@ logger = get_logger(__name__)
 _ENOUGH_STEPS = 5
 
 
-class CreditTrainer(RolloutSeam):
+class CreditTrainer(KeptRolloutSeam):
     """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and name themselves."""
 
     config_class: type[CreditConfig]

@@ -343,15 +343,16 @@ class CriticTrainer(CriticPretraining):
             + (", each of which must say so" if len(self._deciding) > 1 else "")
             + " (`positive_reward_funcs`)."
         )
-        pretraining_steps = self.args.critic_pretraining_steps
-        if checkpoint is not None:
-            self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+        if checkpoint is None:
+            self.drop_the_best()  # of an earlier run
+        else:
+            self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
-        elif self._pretraining["pretraining_done"]:  # in an earlier training
-            pretraining_steps = 0
+        pretraining_steps = self.updates_of_pretraining(is_resumed=checkpoint is not None)
         self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
         if not self._pretraining["pretraining_done"]:
-            self._pretrain(checkpoint)
+            self._pretrain(checkpoint, pretraining_steps)
+        self.drop_the_best()  # only now that no checkpoint needs it
 
     # --- Saving
 

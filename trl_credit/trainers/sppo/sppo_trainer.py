@@ -188,6 +188,11 @@ class SPPOTrainer(CriticTrainer):
             "critic_targets": torch.where(counted, targets, torch.nan),
         }
 
+    def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
+        values = self.critic_reader.prompt_values(self.critic_reader.prompts(self.with_prompts(rollout))[0])
+        counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
+        return fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
+
     def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
         """What the critic should predict: rewards mapped from their range to [0, 1], or as they are."""
         if self.value_range is None:

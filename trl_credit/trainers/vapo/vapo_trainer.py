@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ...credit.bounded_values import bounded_values, position_in_range
+from ...credit.fit import fit_sums
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import binary_cross_entropy, clip_share, squared_error
 from ...critics.token import TokenCritic, read_values
@@ -160,6 +161,14 @@ class VAPOTrainer(CriticTrainer):
                 "token or `gamma` below 1, choose a range that holds what is still to come at every token, or set "
                 "`reward_range=None` and `critic_loss='mse'`."
             )
+
+    def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
+        mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
+        earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
+        returns = monte_carlo_returns(earned, mask, self.args.gamma)
+        if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
+            mask = mask & ~self.is_cut_off(rollout).unsqueeze(1)
+        return fit_sums(self.state_values(rollout)[:, :-1], returns, mask)
 
     def _policy_lambda(self, mask: torch.Tensor) -> torch.Tensor:
         lengths = mask.sum(1)
