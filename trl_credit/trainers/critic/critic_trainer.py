@@ -306,6 +306,9 @@ class CriticTrainer(CriticPretraining):
     def begin_training(self, checkpoint: str | None) -> None:
         pretraining_steps = self.args.critic_pretraining_steps
         if checkpoint is not None:
+            facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
+            if facts is not None:
+                facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
             self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
         elif self._pretraining["pretraining_done"]:  # in an earlier training
