@@ -268,7 +268,11 @@ def _takes_position_ids(network: nn.Module) -> bool:
 
 def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
     shared = {name: x for name, x in kwargs.items() if name in ("revision", "trust_remote_code", "token", "cache_dir")}
-    kind = token_classifier(AutoConfig.from_pretrained(source, **shared))
+    config = AutoConfig.from_pretrained(source, **shared)
+    is_classifier = any(name.endswith("Classification") for name in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise ValueError(f"A critic must have one label, but {source} has {config.num_labels}.")
+    kind = token_classifier(config)
     network, info = kind.from_pretrained(source, num_labels=1, output_loading_info=True, **kwargs)
     missing = set(info["missing_keys"])
     fresh = any(f"{name}.weight" in missing for name in _HEADS)

@@ -346,6 +346,9 @@ class CriticTrainer(CriticPretraining):
         if checkpoint is None:
             self.drop_the_best()  # of an earlier run
         else:
+            facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
+            if facts is not None:
+                facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
             self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
         pretraining_steps = self.updates_of_pretraining(is_resumed=checkpoint is not None)

@@ -29,6 +29,7 @@ from ...critics.generative.reading import (
 )
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
+from ...saved import read_json
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
@@ -414,7 +415,7 @@ class GenACTrainer(CriticTrainer):
                     f"{checkpoint} holds no {STATE_FILE}: the run cannot be resumed from it. It was saved with "
                     "`save_only_model=True` or by another trainer."
                 )
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path)
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
         elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:
