@@ -73,7 +73,7 @@ def runs(model_dir, tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_process(model_dir, tmp_path_factory):
     runs = {}
-    for scenario in ("full", "lora", "shared", *SPPO):
+    for scenario in ("full", "lora", "frozen", "shared", *SPPO):
         folder = tmp_path_factory.mktemp("one_process") / scenario
         vapo_worker.train(str(model_dir), str(folder), scenario, use_cpu=True, gradient_accumulation_steps=4)
         runs[scenario] = Run(folder)
@@ -107,7 +107,7 @@ def test_it_is_this_engine_for_both_networks(runs, engine, network):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("scenario", ["full", "lora", *SPPO])
+@pytest.mark.parametrize("scenario", ["full", "lora", "frozen", *SPPO])
 def test_two_processes_accumulating_2_train_both_networks_as_one_accumulating_4(runs, one_process, engine, scenario):
     assert_same(runs(engine)[scenario], one_process[scenario], TOLERANCE)
 
@@ -130,6 +130,14 @@ def test_the_fresh_head_starts_at_the_mean_reward_and_every_weight_of_the_critic
         # Attention does not see a bias on all its keys.
         if name in before and not name.endswith("k_proj.bias"):
             assert (weight - before[name]).abs().max() > 10 * TOLERANCE, name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_frozen_of_a_critic_stays_bit_for_bit(runs, engine, model_dir):
+    before, after = load_file(model_dir / "model.safetensors"), runs(engine)["frozen"].weights["critic"]
+    frozen = {name for name in after if "self_attn" in name or "embed_tokens" in name}
+    assert len(frozen) > 4
+    assert {name for name in after if name in before and after[name].equal(before[name])} == frozen
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -39,6 +39,7 @@ SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1, "num
 SCENARIOS = {
     "full": {},
     "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
+    "frozen": {"critic_freeze": ["attention", "embeddings"], "gradient_checkpointing": True},
     "checkpointing": {"gradient_checkpointing": True},
     "shared": {"critic_share_base": True},  # and the policy has adapters
     "saved": SAVED,

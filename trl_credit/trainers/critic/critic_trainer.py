@@ -1,5 +1,6 @@
 import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ from torch import nn
 from transformers import ProcessorMixin, Trainer
 from transformers.training_args import OptimizerNames
 
+from ...credit.bounded_values import output_for
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import CriticFacts, fingerprint
+from ...critics.freezing import freeze
 from ...critics.fresh_head import answers_everywhere, trained_head
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
 from .pretraining import CRITIC_FOLDER, CriticPretraining
+from .reward_range import away_from_the_ends
 from .symptoms import Symptoms
 
 
@@ -70,6 +74,8 @@ class CriticTrainer(CriticPretraining):
         self._head_waits = False
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
+        if self.args.critic_freeze is not None:
+            freeze(self.critic, self.args.critic_freeze, self.critic_head())
         self._engine: CriticEngine | None = None
         self.add_callback(Symptoms(self))
         self._critic_reader: Critic | None = None
@@ -109,8 +115,15 @@ class CriticTrainer(CriticPretraining):
         return (
             "A value model: for every token of a prompt and completion it gives the reward that the policy is expected "
             "to end\nwith. The value of the state in which token t is chosen is the output at the token before it.\n\n"
-            f"```python\n{loading_code(self.critic)}\nvalues = critic(input_ids).logits.squeeze(-1)\n```"
+            f"```python\n{loading_code(self.critic)}\noutputs = critic(input_ids).logits.squeeze(-1)\n"
+            f"values = {self._values_as_code('outputs')}\n```"
         )
+
+    def _values_as_code(self, outputs: str) -> str:
+        if self.value_range is None:
+            return outputs
+        low, high = self.value_range
+        return f"{low:g} + {high - low:g} * {outputs}.sigmoid()"
 
     def critic_settings(self) -> dict[str, Any]:
         """The config options that determine what the critic is asked and how its answers are read."""
@@ -153,9 +166,16 @@ class CriticTrainer(CriticPretraining):
         self._head_waits = asked is None and is_fresh
         return network
 
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """Lowest and highest value of a critic that puts out the logit between them; `None`: it puts out values."""
+        return None
+
     def head_output(self, value: float) -> float:
-        """What the head puts out where the value is `value`."""
-        return value
+        """What a fresh head puts out where it is to say `value`. A measured mean may lie at an end of the range."""
+        if self.value_range is not None and self.args.critic_initial_value is None:
+            value = away_from_the_ends(value, self.value_range)
+        return output_for(value, self.value_range)
 
     def start_head(self, rewards: torch.Tensor, mode: str) -> None:
         """
@@ -323,15 +343,19 @@ class CriticTrainer(CriticPretraining):
             + (", each of which must say so" if len(self._deciding) > 1 else "")
             + " (`positive_reward_funcs`)."
         )
-        pretraining_steps = self.args.critic_pretraining_steps
-        if checkpoint is not None:
-            self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+        if checkpoint is None:
+            self.drop_the_best()  # of an earlier run
+        else:
+            facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
+            if facts is not None:
+                facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
+            self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
-        elif self._pretraining["pretraining_done"]:  # in an earlier training
-            pretraining_steps = 0
+        pretraining_steps = self.updates_of_pretraining(is_resumed=checkpoint is not None)
         self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
         if not self._pretraining["pretraining_done"]:
-            self._pretrain(checkpoint)
+            self._pretrain(checkpoint, pretraining_steps)
+        self.drop_the_best()  # only now that no checkpoint needs it
 
     # --- Saving
 

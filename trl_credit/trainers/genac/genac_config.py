@@ -16,6 +16,10 @@ _NO_USE: dict[str, tuple] = {
         "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
     ),
     "critic_updates_per_step": (1, "REINFORCE needs answers of the critic as it is, so each is trained on once"),
+    "critic_pretraining_rollouts": (
+        None,
+        "it learns from answers of its own as it is, which no file holds, and which cost more than the rollouts",
+    ),
     "critic_pretraining_loss_threshold": (
         None,
         "the loss of REINFORCE says nothing of the error; use `critic_pretraining_patience`",

@@ -1,12 +1,10 @@
 import json
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import nn
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -31,6 +29,7 @@ from ...critics.generative.reading import (
 )
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
+from ...saved import read_json
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
@@ -39,7 +38,6 @@ from .genac_config import GenACConfig
 
 
 STATE_FILE = "genac_state.json"
-logger = get_logger(__name__)
 
 
 class GenACTrainer(CriticTrainer):
@@ -374,36 +372,10 @@ class GenACTrainer(CriticTrainer):
         validation["next"] = self._pretraining["pretraining_steps"] + self.args.critic_validation_steps
         with self.logging_pretraining():
             error = self.validation_error()
-        if error < validation["lowest"]:
-            validation.update(lowest=error, since=0)
-            self.engine.save(self._best_critic)
-            self.engine.save_state(self._best_critic)
-        else:
-            validation["since"] += 1
-        return validation["since"] >= patience
-
-    @property
-    def _best_critic(self) -> Path:
-        # In the pretraining alone. What begins with `_` is not pushed to the Hub.
-        return Path(str(self.args.output_dir)) / "_best_critic"
+        return self.keep_the_best(error, validation, patience)
 
     def finish_pretraining(self) -> None:
-        """Go back to the critic with the lowest error, unless it is the last one."""
-        if not self._validation["since"]:
-            return
-        if self._best_critic.is_dir():
-            self.engine.go_back(self._best_critic, self._best_critic)
-        else:
-            logger.warning(
-                "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
-                self._validation["lowest"],
-                self._best_critic,
-            )
-
-    def _drop_best_critic(self) -> None:
-        self.accelerator.wait_for_everyone()  # all have read it
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self._best_critic, ignore_errors=True)
+        self.go_back_to_the_best(self._validation)
 
     def validation_error(self) -> float:
         """
@@ -438,26 +410,23 @@ class GenACTrainer(CriticTrainer):
     # --- Saving
 
     def begin_training(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            self._drop_best_critic()  # of an earlier run
-        else:
+        if checkpoint is not None:
             path = Path(checkpoint) / STATE_FILE
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{checkpoint} holds no {STATE_FILE}: the run cannot be resumed from it. It was saved with "
                     "`save_only_model=True` or by another trainer."
                 )
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path)
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
-        if checkpoint is None and self._critic_is_policy and self.args.critic_pretraining_steps == 0:
+        elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:
             self.warn_once(
                 "The critic is a copy of the policy that has never been taught to answer with a score, and "
                 "`critic_pretraining_steps=0`: its values will be noise. Start from a critic that `trl-credit "
                 "genac-sft` has trained (`critic_model_name_or_path`), or pretrain it here."
             )
         super().begin_training(checkpoint)
-        self._drop_best_critic()  # only now that no checkpoint needs it
 
     def save_training_state(self, folder: Path) -> None:
         super().save_training_state(folder)
