@@ -1,6 +1,5 @@
 """A critic's pretraining on stored rollouts: written once, read without the policy, several passes, the best kept."""
 
-
 import pytest
 import sppo_runs
 import torch

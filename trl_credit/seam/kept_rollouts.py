@@ -91,9 +91,7 @@ class KeptRolloutSeam(RolloutSeam):
                     scores_of_rows[row] = functions[function]
         return rollout, weighted_reward(self.reward_scores, self.reward_weights)
 
-    def rollouts_of(
-        self, taken_up: Iterable[tuple[dict, torch.Tensor]], skip: int = 0, checkpoint: str | None = None
-    ):
+    def rollouts_of(self, taken_up: Iterable[tuple[dict, torch.Tensor]], skip: int = 0, checkpoint: str | None = None):
         """
         As [`rollouts`], of what [`take_up`] gives: credit is assigned anew, and nothing is generated.
 
