@@ -145,6 +145,6 @@ class CriticConfig(CreditConfig):
                 if getattr(self, option) is not None:
                     raise ValueError(
                         f"{type(self).__name__}: `{option}={getattr(self, option)!r}` has no effect with "
-                        f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: what is held out says when "
-                        "to end, see `critic_pretraining_patience`. Leave it at None."
+                        f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: what is held out says "
+                        "when to end, see `critic_pretraining_patience`. Leave it at None."
                     )

@@ -132,7 +132,7 @@ class CriticPretraining(CreditTrainer):
                         "has both a reward and a token to train on. Look at the reward functions, and at "
                         "`mask_truncated_completions` beside `max_completion_length`."
                     )
-                if self._pass_was_enough() if passes else losses and self._pretraining_is_enough(losses):
+                if self._pass_was_enough() if passes is not None else losses and self._pretraining_is_enough(losses):
                     break
                 if self.args.save_strategy == "steps" and next_save <= progress["pretraining_steps"] < steps:
                     next_save += self.args.save_steps
@@ -183,8 +183,8 @@ class CriticPretraining(CreditTrainer):
             )
         elif self._passes is not None:
             self._announce(
-                f"The critic is pretrained for up to {self.args.critic_pretraining_epochs} passes over stored rollouts, "
-                f"{len(self._passes)} each, which are {steps} updates, {done} of which are done."
+                f"The critic is pretrained for up to {self.args.critic_pretraining_epochs} passes over stored "
+                f"rollouts, {len(self._passes)} each, which are {steps} updates, {done} of which are done."
             )
         return self._bar("Critic pretraining", done, steps)
 
@@ -196,14 +196,14 @@ class CriticPretraining(CreditTrainer):
         if self.is_world_process_zero():
             tqdm.write(text)
 
-    def _log_pretraining(self) -> None:
+    def _log_pretraining(self, **numbers: float) -> None:
         """Log what has come since the last time, at the step of the pretraining and under names of its own."""
         step = self._pretraining["pretraining_steps"]
-        if step == self._logged_pretraining:
+        if step == self._logged_pretraining and not numbers:
             return
         self._logged_pretraining = step
         with self.logging_pretraining():
-            self.log({f"{PRETRAINING}/step": step})
+            self.log({f"{PRETRAINING}/step": step, **numbers})
 
     @contextmanager
     def logging_pretraining(self):
@@ -284,9 +284,8 @@ class CriticPretraining(CreditTrainer):
         if self.critic_kind != "prompt" and passes.num_generations > 1:
             groups = torch.arange(len(sums), device=sums.device) // passes.num_generations
             numbers["explained_variance_within_prompt"] = explained_variance(sums, groups)
-        known = {f"{PRETRAINING}/held_out_{name}": x for name, x in numbers.items() if not math.isnan(x)}
-        with self.logging_pretraining():
-            self.log({f"{PRETRAINING}/pass": number, **known})
+        known = {f"held_out_{name}": x for name, x in numbers.items() if not math.isnan(x)}
+        self._log_pretraining(**{"pass": number, **known})
         return self.keep_the_best(error, progress, self.args.critic_pretraining_patience)
 
     @contextmanager

@@ -67,8 +67,8 @@ class StoredRollouts:
             self._refuse_others(facts)
         elif folder.is_dir() and any(folder.iterdir()):
             raise ValueError(
-                f"`critic_pretraining_rollouts={str(folder)!r}` holds no {MANIFEST}, but other files: it is no folder of "
-                "rollouts. Choose one that does not exist, or is empty."
+                f"`critic_pretraining_rollouts={str(folder)!r}` holds no {MANIFEST}, but other files: it is no folder "
+                "of rollouts. Choose one that does not exist, or is empty."
             )
 
     def __len__(self) -> int:
@@ -105,12 +105,12 @@ class StoredRollouts:
         if differ:
             raise ValueError(
                 f"`critic_pretraining_rollouts={str(self.folder)!r}` holds {self.completions} completions, and "
-                f"{completions} are asked for (`critic_pretraining_steps`, over as many processes). To write more, these "
-                f"must be as they were: {differ}. Ask for fewer steps, or choose another folder."
+                f"{completions} are asked for (`critic_pretraining_steps`, over as many processes). To write more, "
+                f"these must be as they were: {differ}. Ask for fewer steps, or choose another folder."
             )
 
     def _refuse_others(self, facts: dict[str, Any]) -> None:
-        stored = dict(self.manifest["facts"])
+        stored, facts = dict(self.manifest["facts"]), dict(facts)
         if None in (stored["weights"], facts["weights"]):  # then the policy goes by its name
             stored["weights"] = facts["weights"] = None
         else:
@@ -118,8 +118,8 @@ class StoredRollouts:
         differ = _differences(stored, facts)
         if differ:
             raise ValueError(
-                f"The rollouts in `critic_pretraining_rollouts={str(self.folder)!r}` are not those of this run: {differ}. "
-                "Choose another folder, to have them written anew, or the same settings."
+                f"The rollouts in `critic_pretraining_rollouts={str(self.folder)!r}` are not those of this run: "
+                f"{differ}. Choose another folder, to have them written anew, or the same settings."
             )
 
     def _file(self, number: int) -> Path:
@@ -215,7 +215,7 @@ def _hash_of_weights(model: Any) -> str | None:
 
 def _hash_of_prompts(data: Iterable[dict]) -> str:
     prompts = [row["prompt"] for row in islice(iter(data), _FIRST_PROMPTS)]
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(prompts, default=str).encode()).hexdigest()[:16]
 
 
 def _held_out_prompts(prompts: Sequence[str], share: float) -> set[str]:

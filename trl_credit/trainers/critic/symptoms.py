@@ -41,9 +41,9 @@ def warn_of_fruitless_pretraining(trainer, stage: str) -> None:
     """Warn if what was logged of a pretraining says that the critic knows nothing at its end."""
     parts = ("held_out_explained_variance", "explained_variance")
     logged: dict[str, list[float]] = {f"{stage}/{part}{of}": [] for part in parts for of in ("_within_prompt", "")}
-    for name, points in logged.items():
-        points += [entry[name] for entry in trainer.state.log_history if entry.get(name) is not None]
-    name = next((name for name, points in logged.items() if points), None)
+    for key, points in logged.items():
+        points += [entry[key] for entry in trainer.state.log_history if entry.get(key) is not None]
+    name = next((key for key, points in logged.items() if points), None)
     if name is None:
         trainer.warn_once(
             "The critic's pretraining could teach it nothing: within every rollout, all completions had the same "

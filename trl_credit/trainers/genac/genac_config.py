@@ -18,7 +18,7 @@ _NO_USE: dict[str, tuple] = {
     "critic_updates_per_step": (1, "REINFORCE needs answers of the critic as it is, so each is trained on once"),
     "critic_pretraining_rollouts": (
         None,
-        "the answers that it learns from must be its own as it is, and cost far more than the rollouts that they are about",
+        "it learns from answers of its own as it is, which no file holds, and which cost more than the rollouts",
     ),
     "critic_pretraining_loss_threshold": (
         None,
