@@ -171,6 +171,11 @@ class RolloutSeam(SamplingSeam):
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
+            if len(ids) == 0:
+                raise ValueError(
+                    f"The prompt {prompt!r} has no tokens, so there is nothing to go on from. Drop such rows from the "
+                    "dataset."
+                )
             if len(ids) >= self._context:
                 raise ValueError(
                     f"A prompt has {len(ids)} tokens, and the model's context of {self._context} leaves no room for a "
@@ -217,6 +222,12 @@ class RolloutSeam(SamplingSeam):
         """TRL's rollout; its rewards are in `reward_scores`."""
         self.rollout_rows, self._draws = inputs, 0
         self._fields_of_completions = set()
+        for row, example in enumerate(inputs):
+            if example["prompt"] is None:
+                raise ValueError(
+                    f"The prompt of row {row} of the batch at step {self.state.global_step} is None. Drop such rows "
+                    "from the dataset."
+                )
         if self.scores_continuations:
             self._refuse_unscorable()
         columns = set(inputs[0])

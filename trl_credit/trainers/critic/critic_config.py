@@ -31,6 +31,9 @@ class CriticConfig(CreditConfig):
             Make the critic a second adapter and a head on the policy's base, so that the base is in memory only once.
             For policies with adapters, on one process or with DDP. `critic_peft_config` describes the adapter, by
             default one like the policy's.
+        critic_freeze (`list[str]`, *optional*):
+            Parts of the critic that are not trained: `"attention"`, `"embeddings"`, or patterns of the names of its
+            parameters, e.g. `"*layers.0.*"`. With adapters, those of these parts. Its head is always trained.
         critic_learning_rate (`float`, *optional*):
             Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
             most 1e-3: 1.1e-4 at 896.
@@ -99,6 +102,7 @@ class CriticConfig(CreditConfig):
     critic_initial_value: float | None = None
     critic_peft_config: dict | str | None = None
     critic_share_base: bool = False
+    critic_freeze: list[str] | None = None
     critic_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_head_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_optim: str = field(default="adamw_torch", metadata=one_of(*(name.value for name in OptimizerNames)))

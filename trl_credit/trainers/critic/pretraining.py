@@ -1,6 +1,7 @@
 """The pretraining of a critic: rollouts of the policy, which does not move, until the critic knows it."""
 
 import math
+import shutil
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -343,6 +344,12 @@ class CriticPretraining(CreditTrainer):
                 standing["lowest"],
                 self._best_critic,
             )
+
+    def drop_the_best(self) -> None:
+        """Delete what `keep_the_best` has kept. Every process must call this."""
+        self.accelerator.wait_for_everyone()  # all have read it
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self._best_critic, ignore_errors=True)
 
     def finish_pretraining(self) -> None:
         """Called after the last update of the pretraining, before the critic is saved."""

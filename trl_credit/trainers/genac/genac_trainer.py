@@ -29,6 +29,7 @@ from ...critics.generative.reading import (
 )
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
+from ...saved import read_json
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
@@ -112,13 +113,7 @@ class GenACTrainer(CriticTrainer):
             self.processing_class,
             self.args.critic_template or (TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT),
             self.args.actor_description or _describe(self.model),
-            segmenter
-            or DelimiterSegmenter(
-                self.args.segment_min_length,
-                self.args.segment_target_length,
-                self.args.segment_max_length,
-                self.args.max_segments,
-            ),
+            segmenter or DelimiterSegmenter.of(self.args),
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
@@ -420,7 +415,7 @@ class GenACTrainer(CriticTrainer):
                     f"{checkpoint} holds no {STATE_FILE}: the run cannot be resumed from it. It was saved with "
                     "`save_only_model=True` or by another trainer."
                 )
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path)
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
         elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:
