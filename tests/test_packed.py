@@ -202,16 +202,6 @@ def test_a_process_without_answers_still_runs_the_network():
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-def test_the_head_reads_the_answers_only():
-    model = tiny_model("qwen2")
-    queries, answers = completions()
-    (rows,) = plan_rows(queries, answers, 1000)
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[:2]))
-    answer_log_probs(model, rows)
-    assert seen == [(len(rows), max(row.answer_tokens for row in rows))]
-
-
 def test_answers_that_do_not_match_the_states_are_refused():
     with pytest.raises(ValueError, match="Query 0 has 2 states and 1 answers"):
         plan_rows([CriticQuery([1, 2], [1, 2], [3])], [[[4]]], 100)
