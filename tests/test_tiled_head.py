@@ -122,7 +122,7 @@ def test_the_network_is_afterwards_as_it_was():
         assert lm_head.trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE == lm_head._WORDS_ON_CPU
         1 / 0  # noqa: B018
     assert model.forward == before and "forward" not in vars(model)
-    assert lm_head.trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE == words
+    assert words == lm_head.trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
     mine = model.forward = lambda *args, **kwargs: None
     with tiled_lm_head(model, 1.0):
         pass
