@@ -79,13 +79,12 @@ ARMS = {
 }
 
 
-def solve_problems(policy: Path, number: int, seed: int, held_out: bool) -> list[dict]:
+def solve_problems(policy: Path, number: int, seed: int, held_out: bool, generations: int = GENERATIONS) -> list[dict]:
     """Arithmetic: problems with the policy's completions, those of a problem next to each other."""
     model, tokenizer = load(policy)
     task = ChainTask(TinyModelSettings().terms)
     rng = random.Random(f"rates {seed} {held_out}")
-    problems = [problem for _ in range(number) for problem in [task.draw(rng, held_out)] * GENERATIONS]
-    set_seed(seed)
+    problems = [problem for _ in range(number) for problem in [task.draw(rng, held_out)] * generations]
     texts = complete(model, tokenizer, task, problems, SAMPLED, batch_size=256)
     return [
         {"prompt": task.prompt(problem), "completion": text, "reward": float(task.is_correct(problem, text))}

@@ -11,7 +11,9 @@ frozen policy, with and without the hint in the critic's prompt. Next to them VA
 import argparse
 import json
 import random
+import shlex
 import shutil
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -291,10 +293,11 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
             correlation = f"{np.mean(spread):.2f}" if spread else "–"
             table += f"| {label} | {squares.mean():.4f} | {low:.4f} to {high:.4f} | {seeds} | {correlation} |\n"
     text_of_baselines = baselines(args, runs, truth)
+    command = shlex.join(["python", "benchmarks/genac_critic.py", *sys.argv[1:]])
     seconds = sum(run["cpu_seconds"] for run in runs)
     rates = [run[key] for run in runs for key in ("stage 1 parse rate", "stage 2 parse rate") if key in run]
     text = (
-        f"Measured by `python benchmarks/genac_critic.py` with torch {torch.__version__}, one CPU thread, "
+        f"Measured by `{command}` with torch {torch.__version__}, one CPU thread, "
         f"{seconds / 60:.0f} minutes: the quickstart's model, which solves {args.mean_reward:.0%} of problems with "
         f"four digits, frozen; {len(truth)} states of {len(probes.rollouts)} held-out problems with {returns.shape[1]} "
         f"continuations each, which alone are worth an error of {noise:.4f}. Stage 1 is {args.sft_steps} steps of 64 "
@@ -312,36 +315,46 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
 
 
 def baselines(args, runs: list[dict], truth: np.ndarray) -> str:
-    """Stage 2 with and without a baseline, by learning rate, each pair from one stage 1 and on the same rollouts."""
-    errors: dict[tuple[str, float], dict[int, float]] = {}
+    """Stage 2 with and without a baseline, by learning rate, always from the same stage 1 and on the same rollouts."""
+
+    def error(values: list[float]) -> float:
+        return float(((np.array(values) - truth) ** 2).mean())
+
+    before = {run["seed"]: error(run["stage 1"]) for run in runs if run["name"] == "hint"}
+    gains: dict[tuple[str, str], dict[int, float]] = {}
     for run in runs:
-        if run["name"] in ("hint", *BASELINES):
+        if run["name"] in ("hint", *BASELINES) and run["seed"] in before:
             is_hint = run["name"] == "hint"
-            baseline, rate = ("leave_one_out", args.critic_learning_rate) if is_hint else run["name"].split(", ")
-            error = float(((np.array(run["stage 2"]) - truth) ** 2).mean())
-            errors.setdefault((baseline, float(rate)), {})[run["seed"]] = error
-    rows = []
-    for rate in RATES:
-        none, other = (errors.get((baseline, rate), {}) for baseline in ("none", "leave_one_out"))
-        seeds = sorted(none.keys() & other.keys())
-        if len(seeds) > 1:
-            mean, half = over_seeds([none[seed] - other[seed] for seed in seeds])
-            columns = (", ".join(f"{part[seed]:.4f}" for seed in seeds) for part in (none, other))
-            rows.append(f"| {rate:g} | {' | '.join(columns)} | {mean:+.4f} ± {half:.4f} |")
-    if not rows:
+            name = f"leave_one_out, {args.critic_learning_rate:g}" if is_hint else run["name"]
+            gains.setdefault(tuple(name.split(", ")), {})[run["seed"]] = before[run["seed"]] - error(run["stage 2"])
+    if len(gains) < 2 or min(map(len, gains.values())) < 2:
         return ""
+    rows = []
+    for (baseline, rate), gain in sorted(gains.items()):
+        each = ", ".join(f"{gain[seed]:+.4f}" for seed in sorted(gain))
+        rows.append(f"| `{baseline}` | {rate} | {each} | {spread(gain.values())} |")
+    none, other = (
+        max((gain for (name, _), gain in gains.items() if name == baseline), key=lambda gain: sum(gain.values()))
+        for baseline in ("none", "leave_one_out")
+    )
     text = (
-        "`critic_baseline` in stage 2: error of the generative critic with the hint after it, for each seed, by the "
-        "critic's learning rate. Both start from the same stage 1 and see the same rollouts; the difference is without "
-        "the baseline minus with it, and its 95 % interval is by Student's t over the seeds."
+        "`critic_baseline` in stage 2: by how much the error of the generative critic with the hint fell, from the "
+        "same stage 1 and on the same rollouts, by the critic's learning rate; 95 % intervals by Student's t over the "
+        "seeds. With the better rate of each, `leave_one_out` gains more than `none` by "
+        f"{spread([other[seed] - none[seed] for seed in sorted(none.keys() & other.keys())])}."
     )
     return f"""
-{textwrap.fill(text, 120)}
+{textwrap.fill(text, 120, break_on_hyphens=False)}
 
-| rate | `"none"` | `"leave_one_out"` | difference |
+| baseline | rate | for each seed | mean |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 """
+
+
+def spread(numbers) -> str:
+    mean, half = over_seeds(list(numbers))
+    return f"{mean:+.4f} ± {half:.4f}"
 
 
 def main():
@@ -389,9 +402,8 @@ def main():
             oracle.append(parse_score(trace(State(query, rollout.prompt, partial))))
 
     # What is compared comes first, the ablation of the hint last.
-    plan = [(seed, name) for seed in args.seeds for name in ("hint", *TOKEN_CRITICS)]
+    plan = [(seed, name) for seed in args.seeds for name in ("hint", *TOKEN_CRITICS, *BASELINES)]
     plan += [(seed, "no hint") for seed in args.seeds]
-    plan += [(seed, name) for seed in args.seeds for name in BASELINES]
     file = args.output.with_suffix(".json")
     asked = {key: value for key, value in vars(args).items() if key not in ("output", "seeds", "only")}
     kept = json.loads(file.read_text()) if file.exists() else {}
