@@ -210,6 +210,7 @@ class RolloutSeam(SamplingSeam):
             )
         known = set(rollout)
         rollout = self.assign_credit(rollout, rewards[own], self._mode)
+        self._reading = None
         check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)
         self.add_credit("advantage", rollout["advantages"])
 
