@@ -7,9 +7,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny import tiny_model_dir
-from vapo_runs import PROMPTS, make_trainer
+from vapo_runs import BEST_AT_END, PROMPTS, BestFirst, make_trainer
 
-from trl_credit import VAPOTrainer
 from trl_credit.critics.token import make_token_critic
 
 
@@ -228,25 +227,8 @@ def test_a_critic_in_bfloat16_is_saved_as_it_is_trained_and_resumes_to_the_bit(m
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_best_policy_is_loaded_with_the_critic_of_its_step(lora, model_dir, tmp_path):
-    class BestFirst(VAPOTrainer):
-        def _determine_best_metric(self, metrics, trial):  # as if the reward had fallen ever since
-            is_best = self.state.best_metric is None
-            if is_best:
-                self.state.best_metric, self.state.best_global_step = 1.0, self.state.global_step
-            return is_best
-
-    saving = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1, "max_steps": 3}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward", "per_device_eval_batch_size": 4}
-    if lora:
-        best["critic_peft_config"] = {"r": 2, "target_modules": "all-linear"}
-    trainer = make_trainer(
-        model_dir,
-        tmp_path,
-        trainer=BestFirst,
-        eval_dataset=Dataset.from_dict({"prompt": PROMPTS[:4]}),
-        **saving,
-        **best,
-    )
+    settings = {"critic_peft_config": {"r": 2, "target_modules": "all-linear"}} if lora else {}
+    trainer = make_trainer(model_dir, tmp_path, trainer=BestFirst, **BEST_AT_END, **settings)
     trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     trainer.save_critic(tmp_path / "end")

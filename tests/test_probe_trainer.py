@@ -84,7 +84,7 @@ def test_features_are_the_start_policys_however_far_the_policy_has_moved(adapter
 
 def test_it_costs_no_pass_of_its_own(model_dir, tmp_path):
     seen = []
-    for name, own in (("probe", {}), ("full", {"critic_model_name_or_path": None, "reward_range": [0.0, 1.0]})):
+    for name, own in (("probe", {}), ("full", {"critic_model_name_or_path": None, "reward_range": None})):
         settings = {"probe_layers": [0, -1], "max_steps": 2} if name == "probe" else {"max_steps": 2}
         trainer = probe_trainer(model_dir, tmp_path / name, **{**settings, **own})
         counted = [passes(trainer.ref_model), passes(trainer.model)]
@@ -313,7 +313,8 @@ def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
 def test_a_checkpoint_without_its_state_is_refused(model_dir, tmp_path):
     settings = settings_of_a_resumed_run()
     probe_trainer(model_dir, tmp_path, **settings).train()
-    (tmp_path / "checkpoint-3" / "probe_state.pt").unlink()
+    for name in ("probe_state.pt", "manifest.json"):
+        (tmp_path / "checkpoint-3" / name).unlink()
     with pytest.raises(FileNotFoundError, match=r"no state of a probe critic \(probe_state.pt\)"):
         probe_trainer(model_dir, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
@@ -399,7 +400,7 @@ def test_what_has_no_effect_is_refused_by_name(settings, message, model_dir, tmp
     [
         ({"critic_trust": 0.5}, "`critic_trust=0.5` has no effect: the critic is no probe critic"),
         ({"probe_layers": [1]}, "`probe_layers=\\[1\\]` has no effect"),
-        ({"reward_range": [0.0, 2.0]}, "`reward_range=\\[0.0, 2.0\\]` has no effect"),
+        ({"probe_updates": 64}, "`probe_updates=64` has no effect"),
         ({"policy_lambda": "measured"}, "`policy_lambda='measured'` is for a probe critic"),
     ],
 )
@@ -420,7 +421,10 @@ def test_a_segmenter_that_nobody_asks_is_refused(model_dir, tmp_path):
 
 
 def test_rewards_outside_the_range_are_refused_with_both(model_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"outside `reward_range=\[0.5, 1\]`.* Set `reward_range`"):
+    with pytest.raises(
+        ValueError,
+        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, or take another critic than",
+    ):
         probe_trainer(model_dir, tmp_path, reward_range=[0.5, 1.0]).train()
 
 

@@ -23,9 +23,16 @@ def logps(policy, sample):
 
 
 def states(critic, sample):
-    """V before each token of the completion, and after its last."""
+    """The critic's output before each token of the completion, and after its last."""
     ids = torch.tensor([sample.prompt + sample.completion])
     return critic(ids).logits[0, len(sample.prompt) - 1 :, 0].double()
+
+
+def in_range(args, output):
+    if args.reward_range is None:
+        return output
+    low, high = args.reward_range
+    return low + (high - low) / (1 + (-output).exp())
 
 
 def estimate(sample, values, gamma, lam, bootstrap):
@@ -71,7 +78,7 @@ class Oracle:
                 if sample.rewards is None:
                     credit.append({})
                     continue
-                values = states(self.critic, sample).tolist()
+                values = in_range(self.args, states(self.critic, sample)).tolist()
                 bootstrap = self.args.truncation == "bootstrap"
                 lam = policy_lambda(self.args, sum(sample.trained))
                 advantages = estimate(sample, values, self.args.gamma, lam, bootstrap)
@@ -98,8 +105,13 @@ class Oracle:
         for sample, tokens in zip(samples, credit, strict=True):
             if not tokens:
                 continue
-            values = states(self.critic, sample)
+            values = in_range(self.args, states(self.critic, sample))
             for t, (_, target, old) in tokens.items():
+                if self.args.critic_loss == "bce":
+                    low, high = self.args.reward_range
+                    share, value = (target - low) / (high - low), (values[t] - low) / (high - low)
+                    total, count = total - share * value.log() - (1 - share) * (1 - value).log(), count + 1
+                    continue
                 error = (values[t] - target) ** 2
                 if self.args.critic_clip_range is not None:
                     limit = self.args.critic_clip_range

@@ -18,6 +18,7 @@ FOR_CRITICS = {
     "_get_train_sampler",
     "_get_output_dir",
     "_save_checkpoint",
+    "_push_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_load_from_checkpoint",

@@ -18,7 +18,7 @@ import vapo_runs
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from torch import distributed
-from vapo_runs import SETTINGS
+from vapo_runs import BEST_AT_END, SETTINGS, BestFirst
 
 from trl_credit import VAPOTrainer
 
@@ -39,11 +39,13 @@ SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1, "num
 SCENARIOS = {
     "full": {},
     "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
+    "frozen": {"critic_freeze": ["attention", "embeddings"], "gradient_checkpointing": True},
     "checkpointing": {"gradient_checkpointing": True},
     "shared": {"critic_share_base": True},  # and the policy has adapters
     "saved": SAVED,
     "resumed": SAVED,
     "broken": {},  # a gradient of the critic that is none
+    "best": BEST_AT_END,
 }
 IN_THREES = {"per_device_train_batch_size": 3, "reward": sppo_runs.unscored_now_and_then}
 SPPO_SCENARIOS = {  # the critic is of another family
@@ -83,7 +85,8 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
         if scenario == "shared":
             settings["peft_config"] = LoraConfig(r=4, target_modules="all-linear")
         settings = {**COMMON, **VAPO, **SCENARIOS[scenario], **settings}
-        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=VAPOTrainer, **settings)
+        kind = BestFirst if scenario == "best" else VAPOTrainer
+        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=kind, **settings)
     error = None
     if scenario == "broken":
         trainer.critic_loss = broken_after(trainer, updates=3)

@@ -12,6 +12,8 @@ from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...saved import fitting, read_tensors
+
 
 STATE_FILE = "critic_state.pt"
 
@@ -105,10 +107,17 @@ class LocalBackend:
 
     def load_state(self, folder: Path, load_saved_network) -> dict:
         """The reverse of `save_state`; returns the `extra`."""
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        state = read_tensors(folder / STATE_FILE)
         weights = state.pop("weights", None)
-        self.load_weights(load_saved_network().state_dict() if weights is None else weights)
-        self.load_optimizer_state(state.pop("optimizer"))
+        weights = load_saved_network().state_dict() if weights is None else weights
+        with fitting(f"The critic of {folder}", "Give the run the critic that it began with, and the same adapters."):
+            self.load_weights(weights)
+        how = (
+            "Parameters with other rates or decay are other groups: give `critic_learning_rate`, "
+            "`critic_head_learning_rate` and `critic_weight_decay` as it had them."
+        )
+        with fitting(f"The critic's optimizer in {folder / STATE_FILE}", how):
+            self.load_optimizer_state(state.pop("optimizer"))
         return state
 
 

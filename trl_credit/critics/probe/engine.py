@@ -10,6 +10,7 @@ from torch import nn
 
 from ...credit.running_mean import RunningMean
 from ...credit.trust import trust_sums
+from ...saved import fitting, read_tensors
 from .learner import ProbeLearner
 from .network import ProbeNetwork
 
@@ -144,8 +145,9 @@ class ProbeEngine:
                 f"{folder} holds no state of a probe critic ({STATE_FILE}): the run cannot be resumed from it. It was "
                 "saved with `save_only_model=True` or with another critic."
             )
-        state = torch.load(path, weights_only=True)
-        self.learner.load_state_dict(state["learner"])
+        state = read_tensors(path)
+        with fitting(str(path), "Resume with the options of a probe critic that the run began with."):
+            self.learner.load_state_dict(state["learner"])
         return state["counters"]
 
     def go_back(self, folder: str | Path, network_folder: str | Path) -> None:

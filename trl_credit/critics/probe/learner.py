@@ -145,7 +145,9 @@ class ProbeLearner:
         """Go on where [`state_dict`] was taken."""
         self.network.load_state_dict(state["network"])
         self.steps = state["steps"]
+        rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = rate  # which may be another for the rest of the run
         self.buffer.load_state_dict(state["buffer"])
         self._sums.clear()
         self._sums.extend(state["sums"])

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
+from ...saved import reading
+
 
 WEIGHTS_FILE = "probe.safetensors"
 
@@ -119,7 +121,9 @@ class ProbeNetwork(nn.Module):
             source (`str` or `Path`):
                 A folder or Hub id.
         """
-        weights = load_file(str(cached_file(str(source), WEIGHTS_FILE)))
+        path = Path(str(cached_file(str(source), WEIGHTS_FILE)))
+        with reading(path):
+            weights = load_file(path)
         is_deep = "head.2.weight" in weights
         hidden_size = len(weights["head.0.weight"]) if is_deep else 0
         low, high = weights["reward_range"].tolist()

@@ -18,10 +18,6 @@ _OF_A_PROBE_TOO = {
 }
 
 
-def _is_range(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
-
-
 def _are_layers(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_whole, value))
 
@@ -40,8 +36,6 @@ class ProbeConfig(CriticConfig):
         critic_trust (`float` or `str`, *optional*, defaults to `"measured"`):
             How far a probe critic is leant on: w in [0, 1] of A = (1 - w) (R - b) + w A_λ; `"measured"` for the slope
             of the rewards on its values in the latest rollouts, each valued before it was learnt from.
-        reward_range (`list[float]`, *optional*, defaults to `[0.0, 1.0]`):
-            Lowest and highest possible reward, between which the values of a probe critic lie.
         probe_boundaries (`str`, *optional*, defaults to `"entropy"`):
             At which states a probe critic is asked: `"entropy"`, where the entropy of the reference is above the
             running mean of a quantile; `"segments"`, between the segments of the trainer's `segmenter`; `"turns"`,
@@ -68,9 +62,6 @@ class ProbeConfig(CriticConfig):
     critic_trust: str = field(  # or a number; the command line's parser cannot take both
         default=MEASURED, metadata=such_that(_is_trust, f"a number in [0, 1] or {MEASURED!r}")
     )
-    reward_range: list[float] = field(
-        default_factory=lambda: [0.0, 1.0], metadata=such_that(_is_range, "two finite numbers, the lower one first")
-    )
     probe_boundaries: str = field(default="entropy", metadata=one_of(*BOUNDARIES))
     probe_boundary_quantile: float = field(default=0.5, metadata=between(0, 1))
     probe_layers: list[int] = field(
@@ -87,13 +78,11 @@ class ProbeConfig(CriticConfig):
         if isinstance(self.critic_trust, str) and self.critic_trust != MEASURED:
             with suppress(ValueError):
                 self.critic_trust = float(self.critic_trust)  # type: ignore[assignment]  # from the command line
-        if _is_range(self.reward_range):
-            self.reward_range = [float(end) for end in self.reward_range]
         super().__post_init__()
 
     def options_of_probe(self) -> list[str]:
         """Those that only a probe critic has."""
-        return ["critic_trust", "reward_range", *(name for name in sorted(vars(self)) if name.startswith("probe_"))]
+        return ["critic_trust", *(name for name in sorted(vars(self)) if name.startswith("probe_"))]
 
     def check_probe(self, is_probe: bool) -> None:
         """

@@ -53,8 +53,10 @@ class ProbeTrainer(CriticTrainer):
 
     def make_probe(self, critic: Any) -> ProbeNetwork:
         """The head, a fresh one or that of an earlier run."""
-        args = self.args = copy.copy(self.args)
+        args: Any = copy.copy(self.args)
+        self.args = args
         args.critic_pretraining_steps = 0
+        args.reward_range = args.reward_range or [0.0, 1.0]
         self.listen_to_reference(tuple(args.probe_layers))
         if critic != PROBE:
             return ProbeNetwork.load(critic)
@@ -107,10 +109,7 @@ class ProbeTrainer(CriticTrainer):
         if not self.has_probe:
             return super().critic_settings()
         names = ("boundaries", "boundary_quantile", "layers", "uncertainty", "hidden_size")
-        return {
-            **{f"probe_{name}": getattr(self.args, f"probe_{name}") for name in names},
-            "reward_range": self.args.reward_range,
-        }
+        return {f"probe_{name}": getattr(self.args, f"probe_{name}") for name in names}
 
     def critic_options(self) -> list[str]:
         own = self.args.options_of_probe()

@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 from ...critics.generative.question import check_template
 from ...options import above, at_least, between, one_of, unless
 from ...seam.config import PER_TOKEN
+from ...segmenting import DelimiterSegmenter
 from ..critic.critic_config import CriticConfig
 
 
@@ -15,6 +16,10 @@ _NO_USE: dict[str, tuple] = {
         "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
     ),
     "critic_updates_per_step": (1, "REINFORCE needs answers of the critic as it is, so each is trained on once"),
+    "critic_pretraining_rollouts": (
+        None,
+        "it learns from answers of its own as it is, which no file holds, and which cost more than the rollouts",
+    ),
     "critic_pretraining_loss_threshold": (
         None,
         "the loss of REINFORCE says nothing of the error; use `critic_pretraining_patience`",
@@ -140,13 +145,7 @@ class GenACConfig(CriticConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        lengths = ("segment_min_length", "segment_target_length", "segment_max_length")
-        shortest, target, longest = (getattr(self, name) for name in lengths)
-        if not shortest <= target <= longest or longest < 2 * shortest:
-            raise ValueError(
-                f"GenACConfig: `segment_target_length` ({target}) must lie between `segment_min_length` ({shortest}) "
-                f"and `segment_max_length` ({longest}), and the last be at least twice the first."
-            )
+        DelimiterSegmenter.of(self)  # refuses lengths that contradict each other
         if self.critic_template is not None:
             hint = ("success_rate",) if self.hint_momentum is not None else ()
             check_template(self.critic_template, (*hint, "problem", "partial_solution"))

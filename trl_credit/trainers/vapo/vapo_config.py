@@ -2,9 +2,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...options import above, at_least, between, is_number, one_of, such_that
+from ...options import above, at_least, between, is_number, one_of, such_that, unless
 from ...seam.config import PER_TOKEN
 from ..critic.probe_config import MEASURED, ProbeConfig
+from ..critic.reward_range import is_range, refuse_start_outside
 
 
 LAMBDA_SCHEDULES = ("length_adaptive", "relative_position", MEASURED)
@@ -37,6 +38,13 @@ class VAPOConfig(ProbeConfig):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
         relative_position_weight (`float`, *optional*, defaults to `0.5`):
             The fraction for `policy_lambda="relative_position"`, in [0, 1].
+        critic_loss (`str`, *optional*, defaults to `"mse"`):
+            Loss of the critic: `"mse"`, half the squared error; `"bce"`, binary cross-entropy on the logit of a value
+            within `reward_range`.
+        reward_range (`list[float]`, *optional*):
+            Lowest and highest possible reward, to which values are bounded: the critic puts out the logit of a value
+            between them. Rewards outside are refused. Default: values may be any number, or with `critic_loss="bce"`
+            and with a probe critic [0, 1].
         critic_clip_range (`float`, *optional*):
             Range around the rollout's values to which the critic's values are clipped, as in PPO; not used during
             pretraining. `None` for no clipping.
@@ -70,7 +78,14 @@ class VAPOConfig(ProbeConfig):
     )
     length_adaptive_alpha: float = field(default=0.05, metadata=above(0))
     relative_position_weight: float = field(default=0.5, metadata=between(0, 1))
-    critic_clip_range: float | None = field(default=None, metadata=above(0))
+    critic_loss: str = field(default="mse", metadata=one_of("mse", "bce"))
+    reward_range: list[float] | None = field(
+        default=None,
+        metadata=such_that(
+            lambda value: value is None or is_range(value), "two finite numbers, the lower one first, or None"
+        ),
+    )
+    critic_clip_range: float | None = field(default=None, metadata=above(0) | unless(critic_loss="bce"))
     positive_lm_coef: float = field(default=0.1, metadata=at_least(0))
     positive_reward_threshold: float = 0.0
     whiten_advantages: bool = False
@@ -81,4 +96,9 @@ class VAPOConfig(ProbeConfig):
         if isinstance(self.policy_lambda, str) and self.policy_lambda not in LAMBDA_SCHEDULES:
             with suppress(ValueError):
                 self.policy_lambda = float(self.policy_lambda)  # type: ignore[assignment]  # from the command line
+        if self.reward_range is None and self.critic_loss == "bce":
+            self.reward_range = [0.0, 1.0]
+        if is_range(self.reward_range):
+            self.reward_range = [float(end) for end in self.reward_range]  # type: ignore[union-attr]
+            refuse_start_outside(self)
         super().__post_init__()
