@@ -38,6 +38,9 @@ FOR_CRITICS = {
     "split_tensor_dict",
     "unwrap_model_for_generation",
     "VLLMGeneration",
+    "ref_model",
+    "add_fused_lm_head",
+    "use_adapter",
 }
 
 

@@ -205,6 +205,7 @@ class RolloutSeam(SamplingSeam):
             scores = dict(zip(self.reward_func_names, self.reward_scores.unbind(1), strict=True))
             self._credit_log.begin_rollout(self.state.global_step, rollout, rewards, scores, self._losses_of_rollout)
         rollout = self._assign_credit(rollout, rewards)
+        self._reading = None
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
         advantages = rollout["advantages"]

@@ -4,11 +4,11 @@ from typing import Any
 
 from ...options import above, at_least, between, is_number, one_of, such_that, unless
 from ...seam.config import PER_TOKEN
-from ..critic.critic_config import CriticConfig
+from ..critic.probe_config import MEASURED, ProbeConfig
 from ..critic.reward_range import is_range, refuse_start_outside
 
 
-LAMBDA_SCHEDULES = ("length_adaptive", "relative_position")
+LAMBDA_SCHEDULES = ("length_adaptive", "relative_position", MEASURED)
 
 
 def _is_lambda(value: Any) -> bool:
@@ -16,12 +16,13 @@ def _is_lambda(value: Any) -> bool:
 
 
 @dataclass
-class VAPOConfig(CriticConfig):
+class VAPOConfig(ProbeConfig):
     r"""
     Configuration class for the [`VAPOTrainer`].
 
     This class includes only the parameters that are specific to VAPO. For the critic's, refer to
-    [`~trl_credit.trainers.critic.CriticConfig`], for all others to [`~trl.GRPOConfig`].
+    [`~trl_credit.trainers.critic.CriticConfig`] and [`~trl_credit.trainers.critic.probe_config.ProbeConfig`], for all
+    others to [`~trl.GRPOConfig`].
 
     Args:
         gamma (`float`, *optional*, defaults to `1.0`):
@@ -30,8 +31,9 @@ class VAPOConfig(CriticConfig):
             λ in [0, 1] of the returns to which the critic is fitted. At 1 they are the discounted rewards themselves.
         policy_lambda (`float` or `str`, *optional*, defaults to `"length_adaptive"`):
             λ of the policy's advantages: a number in [0, 1]; `"length_adaptive"` for 1 - 1 / (`length_adaptive_alpha` ·
-            length); or `"relative_position"` for the λ at which the last reward reaches the first token of every
-            completion with weight `relative_position_weight`.
+            length); `"relative_position"` for the λ at which the last reward reaches the first token of every
+            completion with weight `relative_position_weight`; or, with a probe critic, `"measured"` for 1 - w, see
+            `critic_trust`.
         length_adaptive_alpha (`float`, *optional*, defaults to `0.05`):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
         relative_position_weight (`float`, *optional*, defaults to `0.5`):
@@ -42,7 +44,7 @@ class VAPOConfig(CriticConfig):
         reward_range (`list[float]`, *optional*):
             Lowest and highest possible reward, to which values are bounded: the critic puts out the logit of a value
             between them. Rewards outside are refused. Default: values may be any number, or with `critic_loss="bce"`
-            [0, 1].
+            and with a probe critic [0, 1].
         critic_clip_range (`float`, *optional*):
             Range around the rollout's values to which the critic's values are clipped, as in PPO; not used during
             pretraining. `None` for no clipping.
@@ -67,7 +69,7 @@ class VAPOConfig(CriticConfig):
     `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
     """
 
-    restricted = CriticConfig.restricted | PER_TOKEN
+    restricted = ProbeConfig.restricted | PER_TOKEN
 
     gamma: float = field(default=1.0, metadata=between(0, 1))
     critic_lambda: float = field(default=1.0, metadata=between(0, 1))
