@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from sppo_runs import critic_dir, make_critic, make_trainer, rollout_of
+from sppo_runs import critic_dir, critic_tokenizer, make_critic, make_trainer, rollout_of
 from tiny import tiny_model_dir
 
 
@@ -117,7 +117,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_critic_as_it_was(model
     network = make_critic()
     with torch.no_grad():
         network.score.bias.fill_(torch.inf)
-    trainer = make_trainer(model_dir, tmp_path, critic=network, prompts=["  "] * 8, critic_loss="mse")
+    settings = {"critic": network, "critic_processing_class": critic_tokenizer(), "critic_loss": "mse"}
+    trainer = make_trainer(model_dir, tmp_path, prompts=["  "] * 8, **settings)
     weights = copy.deepcopy(trainer.critic.state_dict())
     rollout = {"critic_prompts": torch.tensor([[7, 8]]), "critic_targets": torch.tensor([1.0])}
     trainer.engine.begin(1)

@@ -71,7 +71,7 @@ def test_its_card_says_what_it_is_and_how_it_was_trained(hub, published):
 def test_the_policys_card_cites_the_method_and_says_where_the_critic_is(hub, published):
     name, _ = published
     text = hub.files(f"models/user/{name}")["README.md"].decode()
-    cited = {"vapo": "@article{yue2025vapo,", "sppo": "@article{sppo2026,"}
+    cited = {"vapo": "@article{yue2025vapo,", "sppo": "@article{wang2026sppo,"}
     assert cited[name] in text
     assert f"[in the folder `critic`](https://huggingface.co/user/{name}/tree/main/critic)" in text
     assert f"(https://huggingface.co/user/{name}-critic)" in text

@@ -74,7 +74,7 @@ def runs(model_dir, tmp_path_factory):
 @pytest.fixture(scope="session")
 def one_process(model_dir, tmp_path_factory):
     runs = {}
-    for scenario in ("full", "lora", "shared", *SPPO):
+    for scenario in ("full", "lora", "frozen", "shared", *SPPO):
         folder = tmp_path_factory.mktemp("one_process") / scenario
         vapo_worker.train(str(model_dir), str(folder), scenario, use_cpu=True, gradient_accumulation_steps=4)
         runs[scenario] = Run(folder)
@@ -108,7 +108,7 @@ def test_it_is_this_engine_for_both_networks(runs, engine, network):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("scenario", ["full", "lora", *SPPO])
+@pytest.mark.parametrize("scenario", ["full", "lora", "frozen", *SPPO])
 def test_two_processes_accumulating_2_train_both_networks_as_one_accumulating_4(runs, one_process, engine, scenario):
     assert_same(runs(engine)[scenario], one_process[scenario], TOLERANCE)
 
@@ -149,11 +149,28 @@ def test_14_adapters_on_a_base_in_bfloat16_are_trained_with_zero_3(model_dir, on
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_frozen_of_a_critic_stays_bit_for_bit(runs, engine, model_dir):
+    before, after = load_file(model_dir / "model.safetensors"), runs(engine)["frozen"].weights["critic"]
+    frozen = {name for name in after if "self_attn" in name or "embed_tokens" in name}
+    assert len(frozen) > 4
+    assert {name for name in after if name in before and after[name].equal(before[name])} == frozen
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights_as_they_were(runs, engine):
     run = runs(engine)["broken"]
     assert "gradient norm of the critic is" in run.error and "in its update 4" in run.error
     assert run.critic_steps == 3
     assert all(weight.isfinite().all() for weight in run.weights["critic"].values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_best_policy_is_loaded_with_the_critic_of_its_step(runs, engine):
+    run = runs(engine)["best"]
+    for network, folder in (("policy", ""), ("critic", "critic")):
+        first, last = (load_weights(run.folder / f"checkpoint-{step}" / folder) for step in (1, 3))
+        assert all(weight.equal(first[name]) for name, weight in run.weights[network].items()), network
+        assert any(not weight.equal(last[name]) for name, weight in run.weights[network].items()), network
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from peft import LoraConfig
 from torch import distributed
 from transformers import training_args
-from vapo_runs import SETTINGS
+from vapo_runs import BEST_AT_END, SETTINGS, BestFirst
 
 from trl_credit import VAPOTrainer
 
@@ -40,11 +40,13 @@ SAVED = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1, "num
 SCENARIOS = {
     "full": {},
     "lora": {"critic_peft_config": {"r": 4, "target_modules": "all-linear"}},
+    "frozen": {"critic_freeze": ["attention", "embeddings"], "gradient_checkpointing": True},
     "checkpointing": {"gradient_checkpointing": True},
     "shared": {"critic_share_base": True},  # and the policy has adapters
     "saved": SAVED,
     "resumed": SAVED,
     "broken": {},  # a gradient of the critic that is none
+    "best": BEST_AT_END,
 }
 _LORA_ON_BF16 = {**SCENARIOS["lora"], "critic_model_init_kwargs": {"dtype": "bfloat16"}, "bf16": True}
 BF16_SCENARIOS = {
@@ -91,7 +93,8 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
         if scenario.endswith("loaded"):
             settings["critic"] = output_dir.replace(", loaded", "/critic")
         settings = {**COMMON, **VAPO, **{**SCENARIOS, **BF16_SCENARIOS}[scenario], **settings}
-        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=VAPOTrainer, **settings)
+        kind = BestFirst if scenario == "best" else VAPOTrainer
+        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=kind, **settings)
     error = None
     if scenario == "broken":
         trainer.critic_loss = broken_after(trainer, updates=3)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 from trl import is_conversational
 
+from ..credit.bounded_values import bounded_values
 from .critic import PROMPTS, Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts, fingerprint
 from .token import make_token_critic, read_values, refuse_causal_lm, refuse_images
@@ -166,10 +167,7 @@ class PromptCritic(Critic):
         outputs = self.runner.gather(outputs).view(self.runner.num_processes, -1).T.flatten()
         start = self.runner.process_index * len(prompts)
         outputs = outputs[prompt_of_row[start : start + len(prompts)]]
-        if self.critic_loss == "mse":
-            return outputs
-        low, high = self.reward_range
-        return low + (high - low) * outputs.sigmoid()
+        return bounded_values(outputs, self.reward_range if self.critic_loss == "bce" else None)
 
     def share_of(self, count: int, device) -> list[torch.Tensor]:
         """

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..credit.bounded_values import bounded_values
 from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
@@ -39,13 +41,23 @@ class TokenCritic(Critic):
             What it is called in a report.
         batch_size (`int`, *optional*, defaults to `32`):
             Completions that are read at a time.
+        reward_range (`Sequence[float]`, *optional*):
+            The range of the reward, for a network that puts out the logit of a value within it. Default: it puts out
+            the value.
     """
 
     kind = "token"
 
-    def __init__(self, network: nn.Module | Runner, name: str = "token critic", batch_size: int = 32):
+    def __init__(
+        self,
+        network: nn.Module | Runner,
+        name: str = "token critic",
+        batch_size: int = 32,
+        reward_range: Sequence[float] | None = None,
+    ):
         super().__init__(network, name)
         self.batch_size: int = batch_size
+        self.reward_range = reward_range
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer=None, batch_size: int = 32, **model_init_kwargs) -> "TokenCritic":
@@ -71,16 +83,16 @@ class TokenCritic(Critic):
                 f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
             )
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
-        return cls(network, path, batch_size)
+        return cls(network, path, batch_size, None if facts is None else facts.settings.get("reward_range"))
 
     def state_values(self, rollout: dict) -> torch.Tensor:
-        """See [`~trl_credit.critics.critic.Critic.state_values`]; values are read by [`read_values`]."""
+        """See [`~trl_credit.critics.critic.Critic.state_values`]; its outputs are read by [`read_values`]."""
         refuse_images(rollout)
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         chunks = zip(*(rollout[name].split(self.batch_size) for name in names), strict=True)
         parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
         values = torch.cat([self.runner.evaluate(partial(read_values, inputs=part)) for part in parts])
-        return nan_beyond_the_end(values, rollout)
+        return nan_beyond_the_end(bounded_values(values, self.reward_range), rollout)
 
 
 class Float32Head(nn.Linear):
@@ -172,7 +184,7 @@ def finish_token_critic(
 
 def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
-    Values of all states of the completions.
+    What a critic puts out for all states of the completions: their values, or the logits of bounded ones.
 
     A state's value is read at the last token before the choice: for the first token of a completion, at the last token
     of its prompt.
@@ -256,7 +268,11 @@ def _takes_position_ids(network: nn.Module) -> bool:
 
 def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
     shared = {name: x for name, x in kwargs.items() if name in ("revision", "trust_remote_code", "token", "cache_dir")}
-    kind = token_classifier(AutoConfig.from_pretrained(source, **shared))
+    config = AutoConfig.from_pretrained(source, **shared)
+    is_classifier = any(name.endswith("Classification") for name in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise ValueError(f"A critic must have one label, but {source} has {config.num_labels}.")
+    kind = token_classifier(config)
     network, info = kind.from_pretrained(source, num_labels=1, output_loading_info=True, **kwargs)
     missing = set(info["missing_keys"])
     fresh = any(f"{name}.weight" in missing for name in _HEADS)
@@ -303,8 +319,9 @@ def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -
     if not len(tokenizer) <= known <= max(used, len(tokenizer)) + _PADDING_OF_EMBEDDINGS:
         raise ValueError(
             f"The critic {_called(source)} knows {known} tokens, the policy {used} and its tokenizer {len(tokenizer)}: "
-            "it would be given tokens that it has not learned. Give a critic of the policy's family; or, if the "
-            "policy's embeddings were resized, resize the critic's as well."
+            "it would be given tokens that it has not learned. Give a critic of the policy's family, or one "
+            "of prompts with a tokenizer of its own (`critic_processing_class`); or, if the policy's embeddings were "
+            "resized, resize the critic's as well."
         )
     if isinstance(source, (str, Path)) and _has_other_vocabulary(str(source), tokenizer):
         raise ValueError(
