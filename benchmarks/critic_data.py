@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from critic_rates import (
-    GENERATIONS,
     as_tensors,
     ceiling,
     measure,
