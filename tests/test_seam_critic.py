@@ -110,6 +110,7 @@ def missing(seen) -> list[str]:
     need(trainer._get_output_dir(trial=None) == folder, "_get_output_dir")
     pushes = list(inspect.signature(trl.GRPOTrainer._push_from_checkpoint).parameters) == ["self", "checkpoint_folder"]
     need(pushes, "_push_from_checkpoint")
+    need(list(inspect.signature(trl.GRPOTrainer.train).parameters)[1] == "resume_from_checkpoint", "train")
     loaded = of("_load_optimizer_and_scheduler", seen.resumed)
     need(bool(loaded) and loaded[0][1][0].endswith("checkpoint-1"), "_load_optimizer_and_scheduler")
     need(bool(of("_load_rng_state", seen.resumed)), "_load_rng_state")

@@ -17,6 +17,7 @@ FOR_CRITICS = {
     "_prepare_inputs",
     "_get_train_sampler",
     "_get_output_dir",
+    "train",
     "_save_checkpoint",
     "_push_from_checkpoint",
     "_load_optimizer_and_scheduler",

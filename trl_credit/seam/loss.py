@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from .reference import ReferenceSeam
+from .trust_region import trusted_advantages
 
 
 # Config fields by which an architecture transforms its logits after the LM head.
@@ -210,6 +211,8 @@ class LossSeam(ReferenceSeam):
         )
         self._loss.terms = terms
         shaped = self.shape_loss(terms, self._mode)
+        if self.args.trust_region != "clip":
+            shaped = self._in_trust_region(shaped, inputs.get("sampling_per_token_logps"), old_logps)
         if shaped is terms:
             return
         inputs["advantages"] = shaped.advantages
@@ -223,7 +226,24 @@ class LossSeam(ReferenceSeam):
         self._loss.ratio_is_shaped = True
         if self._kl_sees_ratio:
             self.beta = 0.0
-        self._loss.true_ratio_metrics = self._clip_ratio(terms)
+        self._loss.true_ratio_metrics = {} if self.args.trust_region != "clip" else self._clip_ratio(terms)
+
+    def _in_trust_region(self, terms: LossTerms, sampler_logps, old_logps: torch.Tensor) -> LossTerms:
+        """
+        Terms whose ratio is 1, with the gradient of log π, which no clipping reaches; the ratio to the sampler and the
+        mask of the trust region are in the advantages.
+        """
+        if terms.log_ratio is not self._loss.terms.log_ratio:
+            raise ValueError(
+                f"`trust_region={self.args.trust_region!r}` has a ratio of its own, but {type(self).__name__} shapes "
+                "the log-ratio in `shape_loss`. Leave it at 'clip'."
+            )
+        # vLLM knows none of some tokens; without an engine of its own the policy that the update started from is it.
+        known = old_logps if sampler_logps is None else torch.where(sampler_logps.isnan(), old_logps, sampler_logps)
+        advantages, metrics = trusted_advantages(self.args, terms.logps, known, terms.advantages, terms.mask)
+        self.log_means(self._mode, metrics)
+        logps = terms.logps.float()
+        return terms.replace(log_ratio=logps - logps.detach(), advantages=advantages)
 
     def _clip_ratio(self, terms: LossTerms) -> dict[str, tuple]:
         """How many of the true ratios are outside the clip range, under TRL's names."""
@@ -247,7 +267,9 @@ class LossSeam(ReferenceSeam):
     def _set_shaped_metrics_apart(self) -> None:
         metrics = self._metrics[self._mode]
         for name in [name for name in metrics if "clip_ratio" in name and not name.startswith(self.shaped_prefix)]:
-            metrics[f"{self.shaped_prefix}/{name}"].append(metrics[name].pop())
+            value = metrics[name].pop()
+            if self.args.trust_region == "clip":  # else nothing is clipped
+                metrics[f"{self.shaped_prefix}/{name}"].append(value)
             if not metrics[name]:
                 del metrics[name]
         self.log_means(self._mode, self._loss.true_ratio_metrics)

@@ -64,8 +64,9 @@ class SPPOTrainer(CriticTrainer):
         "id": "2604.08865",
         # docstyle-ignore
         "citation": """\
-@article{sppo2026,
+@article{wang2026sppo,
     title        = {{SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks}},
+    author       = {Tianyi Wang and Yixia Li and Long Li and Yibiao Chen and Shaohan Huang and Yun Chen and others},
     year         = 2026,
     eprint       = {arXiv:2604.08865},
 }""",
