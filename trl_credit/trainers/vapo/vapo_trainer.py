@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 from ...credit.bounded_values import bounded_values, position_in_range
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import binary_cross_entropy, clip_share, squared_error
+from ...critics.facts import CriticFacts
 from ...critics.token import TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.critic_trainer import CriticTrainer
@@ -66,7 +68,14 @@ class VAPOTrainer(CriticTrainer):
     config_class = VAPOConfig
     critic_kind = "token"
     takes_token_rewards = True
-    rollout_keys = {"values": "(B, T)", "returns": "(B, T)", "critic_mask": "(B, T)", "positive": "(B, T)"}
+    rollout_keys = {
+        "values": "(B, T)",
+        "returns": "(B, T)",
+        "critic_mask": "(B, T)",
+        "positive": "(B, T)",
+        "critic_prompt_ids": "(B, P)",
+        "critic_prompt_mask": "(B, P)",
+    }
 
     # --- The critic
 
@@ -75,7 +84,13 @@ class VAPOTrainer(CriticTrainer):
 
     def make_critic_reader(self, runner) -> TokenCritic:
         return TokenCritic(
-            runner, batch_size=self.args.per_device_train_batch_size, reward_range=self.args.reward_range
+            runner,
+            batch_size=self.args.per_device_train_batch_size,
+            reward_range=self.args.reward_range,
+            prompt_template=self.args.critic_prompt_template,
+            tokenizer=self.processing_class,
+            tools=self.tools,
+            template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
         )
 
     @property
@@ -83,11 +98,15 @@ class VAPOTrainer(CriticTrainer):
         return self.args.reward_range
 
     def critic_settings(self) -> dict[str, Any]:
-        return {"reward_range": self.args.reward_range}
+        return {name: getattr(self.args, name) for name in ("reward_range", "critic_prompt_template")}
+
+    def critic_facts(self) -> CriticFacts:
+        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
-        outputs = read_values(network, inputs)[:, :-1]
+        own = {name: inputs[f"critic_{name}"] for name in ("prompt_ids", "prompt_mask") if f"critic_{name}" in inputs}
+        outputs = read_values(network, {**inputs, **own})[:, :-1]
         reward_range: Any = self.args.reward_range
         values = bounded_values(outputs, reward_range)
         clip_range = self._clip_range
@@ -118,6 +137,7 @@ class VAPOTrainer(CriticTrainer):
         self.start_head(rewards, mode)
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
+        own_prompts = self.critic_reader.own_prompts(self.with_prompts(rollout))
         states = self.state_values(rollout)
         values = torch.where(mask, states[:, :-1], 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
@@ -143,6 +163,7 @@ class VAPOTrainer(CriticTrainer):
             self.add_column("values", values_in_short(values, self.trained_tokens(rollout)))
         return {
             **rollout,
+            **{f"critic_{name}": ids for name, ids in own_prompts.items()},
             "values": values,
             "returns": returns,
             "advantages": advantages,
