@@ -173,8 +173,8 @@ class RolloutSeam(SamplingSeam):
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
             if len(ids) == 0:
                 raise ValueError(
-                    f"The prompt {prompt!r} has no tokens, so there is nothing to go on from. Drop such rows from the "
-                    "dataset."
+                    f"A prompt of the batch at step {self.state.global_step} has no tokens, so there is nothing to go "
+                    f"on from: {prompt!r}. Drop such rows from the dataset."
                 )
             if len(ids) >= self._context:
                 raise ValueError(
