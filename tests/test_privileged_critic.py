@@ -68,7 +68,7 @@ def test_what_is_no_template_is_refused(template, message, tmp_path):
 
 def test_stored_rollouts_have_no_columns_for_the_template(tmp_path):
     for config in (VAPOConfig, SPPOConfig):
-        with pytest.raises(ValueError, match="stored rollouts keep the prompts alone"):
+        with pytest.raises(ValueError, match="stored rollouts keep the prompts"):
             settings = {"critic_prompt_template": "{prompt} {secret}", "critic_pretraining_rollouts": "rollouts"}
             config(str(tmp_path), bf16=False, use_cpu=True, critic_pretraining_steps=1, **settings)
 

@@ -151,6 +151,6 @@ class CriticConfig(CreditConfig):
             if getattr(self, "critic_prompt_template", None) is not None:
                 raise ValueError(
                     f"{type(self).__name__}: `critic_prompt_template` cannot be had with "
-                    f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: of the dataset's rows, stored "
-                    "rollouts keep the prompts alone. Leave one of them out."
+                    f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: stored rollouts keep the "
+                    "prompts alone, not the columns that a template fills in. Leave one of them out."
                 )
