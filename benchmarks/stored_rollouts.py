@@ -1,11 +1,12 @@
 """
 What a critic learns from several passes over the same rollouts, and from as many updates on fresh ones.
 
-    python benchmarks/stored_rollouts.py --output docs/results/stored_rollouts
+    python benchmarks/stored_rollouts.py --terms 3 --seeds 2 --output docs/results/stored_rollouts
 
 The task is the quickstart's arithmetic, the policy its tiny model, which does not move. One folder of rollouts is
 written and read by all runs: those on the same rollouts make 1, 4 or 8 passes over its beginning, those on fresh ones a
-single pass over as much as that is. Each critic then explains what the policy earns on problems that are in neither.
+single pass over as much as that is, and one run holds out a part and ends by itself. Each critic then explains what the
+policy earns on problems that are in neither.
 """
 
 import argparse
@@ -45,7 +46,6 @@ def make_trainer(policy: Path, folder: Path, problems: list[str], rollouts: Path
             num_generations=GENERATIONS,
             max_completion_length=task.max_completion_length,
             critic_pretraining_rollouts=str(rollouts),
-            critic_pretraining_held_out=0.0,
             seed=seed,
             use_cpu=True,
             bf16=False,
@@ -79,18 +79,23 @@ def run_seed(policy: Path, args, seed: int) -> dict:
     with TemporaryDirectory() as name:
         folder = Path(name)
 
-        def pretrained(problems, part, steps, passes):
-            settings = {"critic_pretraining_steps": steps, "critic_pretraining_epochs": passes}
+        def pretrained(problems, part, steps, **settings):
+            settings = {"critic_pretraining_steps": steps, **settings}
             trainer = make_trainer(policy, folder / "run", problems, folder / part, seed, **settings)
-            done = trainer.pretrain_critic()
-            assert done["pretraining_steps"] == steps * passes
+            trainer.pretrain_critic()
             return trainer
 
-        test = pretrained(new, "test", args.test, 1)
+        test = pretrained(new, "test", args.test, critic_pretraining_epochs=1, critic_pretraining_held_out=0.0)
         for passes in sorted(PASSES, reverse=True):  # the first writes all that there are
             for kind, arm in (("fresh", (passes * args.rollouts, 1)), ("same", (args.rollouts, passes))):
-                results[f"{kind} {passes}"] = explained(pretrained(problems, "rollouts", *arm), test)
+                whole = {"critic_pretraining_epochs": arm[1], "critic_pretraining_held_out": 0.0}
+                trainer = pretrained(problems, "rollouts", arm[0], **whole)
+                assert trainer.engine.steps == passes * args.rollouts
+                results[f"{kind} {passes}"] = explained(trainer, test)
                 print(seed, kind, passes, results[f"{kind} {passes}"], flush=True)
+        kept = pretrained(problems, "rollouts", args.rollouts)
+        results["kept"] = (*explained(kept, test), kept.engine.steps)
+        print(seed, "kept", results["kept"], flush=True)
     return results
 
 
@@ -106,7 +111,12 @@ def table(stored: dict, rollouts: int) -> str:
         for passes in PASSES
     )
     head = f"| passes | updates | over the same {completions:,} completions | on fresh completions | which are |"
-    return "\n".join([head, "| --- | --- | --- | --- | --- |", *rows]) + "\n"
+    of_all, within, updates = (statistics.mean(x) for x in zip(*(run["kept"] for run in stored.values()), strict=True))
+    kept = (
+        f"With a tenth of the prompts held out, and all other options at their defaults, pretraining ends after "
+        f"{updates:.0f} updates, and the critic that is kept explains {of_all:.2f} / {within:.2f}.\n"
+    )
+    return "\n".join([head, "| --- | --- | --- | --- | --- |", *rows, "", kept])
 
 
 def main():
