@@ -30,6 +30,7 @@ from ...critics.generative.reading import (
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...saved import read_json
+from ...seam.lm_head import why_not_tiled
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
@@ -45,8 +46,9 @@ class GenACTrainer(CriticTrainer):
     Trainer for GenAC: policy optimization with segment-level advantages from a critic that reasons in words before it
     gives a value.
 
-    The method was introduced in [Generative Actor-Critic](https://huggingface.co/papers/2604.10701). Arguments are
-    those of [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
+    The method, Generative Actor-Critic, was introduced in [Bringing Value Models Back: Generative Critics for Value
+    Modeling in LLM Reinforcement Learning](https://huggingface.co/papers/2604.10701). Arguments are those of
+    [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
 
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
@@ -82,12 +84,13 @@ class GenACTrainer(CriticTrainer):
     _tag_names = ["trl", "trl-credit", "genac"]
     _name = "GenAC"
     _paper = {
-        "title": "Generative Actor-Critic",
+        "title": "Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning",
         "id": "2604.10701",
         # docstyle-ignore
         "citation": """\
-@article{genac2026,
-    title        = {{Generative Actor-Critic}},
+@article{shan2026genac,
+    title        = {{Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning}},
+    author       = {Zikang Shan and Han Zhong and Liwei Wang and Li Zhao},
     year         = 2026,
     eprint       = {arXiv:2604.10701},
 }""",
@@ -140,6 +143,11 @@ class GenACTrainer(CriticTrainer):
         network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
         if self.args.critic_packing:
             refuse_unpackable(network)
+        if reason := why_not_tiled(network):
+            self.warn_once(
+                "The critic's update will hold the logits of whole micro-batches, 16 bytes per token of an answer and "
+                f"word of the vocabulary: {reason}. If memory runs out, lower `critic_update_batch_tokens`."
+            )
         return network
 
     def critic_head(self) -> dict[str, Any]:
@@ -291,11 +299,7 @@ class GenACTrainer(CriticTrainer):
             self.add_column("segments", [as_text(segments) for segments in rows])
             self.add_credit("segments", rows)
             self.add_credit("value", values.gather(1, segments.clamp(min=0)))
-        return {
-            **rollout,
-            "advantages": advantages,
-            "readings": readings,
-        }
+        return {**rollout, "advantages": advantages, "readings": readings}
 
     def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""

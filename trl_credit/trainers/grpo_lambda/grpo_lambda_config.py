@@ -53,6 +53,14 @@ class GRPOLambdaConfig(CreditConfig):
     trace_normalization: str = field(default="none", metadata=one_of("none", "mean"))
     min_advantage: float | None = field(default=-0.1, metadata=at_most(0))
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.trust_region != "clip" and self.trace_update == "trace" and self.trace_decay != 0:
+            raise ValueError(
+                f"GRPOLambdaConfig: `trust_region={self.trust_region!r}` judges each token by its own ratio, but "
+                "`trace_update='trace'` mixes the ratios of tokens. Set `trace_update='weight'`, or leave it at 'clip'."
+            )
+
     @property
     def trace_decay(self) -> float:
         """a = γλ, the factor by which a trace decays at each token."""
