@@ -1,12 +1,12 @@
 """
 What a critic learns from several passes over the same rollouts, and from as many updates on fresh ones.
 
-    python benchmarks/stored_rollouts.py --terms 3 --seeds 2 --output docs/results/stored_rollouts
+    python benchmarks/stored_rollouts.py --output docs/results/stored_rollouts
 
 The task is the quickstart's arithmetic, the policy its tiny model, which does not move. One folder of rollouts is
 written and read by all runs: those on the same rollouts make 1, 4 or 8 passes over its beginning, those on fresh ones a
 single pass over as much as that is, and one run holds out a part and ends by itself. Each critic then explains what the
-policy earns on problems that are in neither.
+policy earns on problems that are in neither. Runs that the JSON file holds already are not made again.
 """
 
 import argparse
@@ -70,12 +70,11 @@ def explained(trainer, test: VAPOTrainer) -> tuple[float, float]:
     return explained_variance(sums), explained_variance(sums, torch.arange(len(sums)) // GENERATIONS)
 
 
-def run_seed(policy: Path, args, seed: int) -> dict:
-    """Explained variance on new problems by kind of run and number of passes."""
+def run_seed(policy: Path, args, seed: int, results: dict) -> None:
+    """Explained variance on new problems by kind of run and number of passes, where it is not in the results."""
     task, rng = ChainTask((args.terms,)), random.Random(f"stored {seed}")
     problems = [task.draw(rng) for _ in range(max(PASSES) * args.rollouts * PROMPTS)]
     new = [task.draw(rng, held_out=True) for _ in range(args.test * PROMPTS)]
-    results = {}
     with TemporaryDirectory() as name:
         folder = Path(name)
 
@@ -86,17 +85,16 @@ def run_seed(policy: Path, args, seed: int) -> dict:
             return trainer
 
         test = pretrained(new, "test", args.test, critic_pretraining_epochs=1, critic_pretraining_held_out=0.0)
-        for passes in sorted(PASSES, reverse=True):  # the first writes all that there are
+        for passes in PASSES:
             for kind, arm in (("fresh", (passes * args.rollouts, 1)), ("same", (args.rollouts, passes))):
-                whole = {"critic_pretraining_epochs": arm[1], "critic_pretraining_held_out": 0.0}
-                trainer = pretrained(problems, "rollouts", arm[0], **whole)
-                assert trainer.engine.steps == passes * args.rollouts
-                results[f"{kind} {passes}"] = explained(trainer, test)
-                print(seed, kind, passes, results[f"{kind} {passes}"], flush=True)
-        kept = pretrained(problems, "rollouts", args.rollouts)
-        results["kept"] = (*explained(kept, test), kept.engine.steps)
-        print(seed, "kept", results["kept"], flush=True)
-    return results
+                if (name := f"{kind} {passes}") not in results:
+                    whole = {"critic_pretraining_epochs": arm[1], "critic_pretraining_held_out": 0.0}
+                    trainer = pretrained(problems, "rollouts", arm[0], **whole)
+                    assert trainer.engine.steps == passes * args.rollouts
+                    results[name] = explained(trainer, test)
+        if "kept" not in results:
+            trainer = pretrained(problems, "rollouts", args.rollouts)
+            results["kept"] = (*explained(trainer, test), trainer.engine.steps)
 
 
 def table(stored: dict, rollouts: int) -> str:
@@ -134,10 +132,11 @@ def main():
     if not policy.exists():
         fit_and_save(tiny, policy)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    stored: dict = {}
+    file = args.output.with_suffix(".json")
+    stored = json.loads(file.read_text()) if file.exists() else {}
     for seed in range(args.seeds):
-        stored[seed] = run_seed(policy, args, seed)
-        args.output.with_suffix(".json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        run_seed(policy, args, seed, stored.setdefault(str(seed), {}))
+        file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         page = (
             "Explained variance of the returns of 4-digit problems that no critic was trained on / the same within "
             f"prompts, by `benchmarks/stored_rollouts.py` on one CPU core, seeds: {len(stored)}.\n\n"
