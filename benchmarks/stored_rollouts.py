@@ -75,8 +75,8 @@ def run_seed(policy: Path, args, seed: int, results: dict) -> None:
     task, rng = ChainTask((args.terms,)), random.Random(f"stored {seed}")
     problems = [task.draw(rng) for _ in range(max(PASSES) * args.rollouts * PROMPTS)]
     new = [task.draw(rng, held_out=True) for _ in range(args.test * PROMPTS)]
-    with TemporaryDirectory() as name:
-        folder = Path(name)
+    with TemporaryDirectory() as place:
+        folder = Path(place)
 
         def pretrained(problems, part, steps, **settings):
             settings = {"critic_pretraining_steps": steps, **settings}

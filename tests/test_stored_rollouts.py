@@ -255,11 +255,8 @@ def test_a_critic_with_a_prompt_of_its_own_finds_the_columns_that_it_names(model
     reader = sppo(model_dir, tmp_path / "b", tmp_path / "rollouts", **settings, **whole)
     reader._generate_and_score = never
     reader.pretrain_critic()
-    read = {
-        reader.processing_class.decode(row[row >= 0])
-        for rollout in reader.rollouts_seen
-        for row in rollout["critic_prompts"]
-    }
+    prompts = [row[row >= 0] for rollout in reader.rollouts_seen for row in rollout["critic_prompts"]]
+    read = {reader.processing_class.decode(prompt) for prompt in prompts}
     assert read == {f"{prompt}<{number}>" for number, prompt in enumerate(vapo_runs.PROMPTS)}
 
 
