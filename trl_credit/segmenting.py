@@ -37,9 +37,6 @@ _DELIMITERS = (
 )
 
 
-_LENGTHS = ("min", "target", "max")
-
-
 @dataclass(frozen=True)
 class DelimiterSegmenter:
     """
@@ -90,7 +87,12 @@ class DelimiterSegmenter:
                 With the options `segment_min_length`, `segment_target_length`, `segment_max_length` and `max_segments`.
         """
         try:
-            return cls(*(getattr(config, f"segment_{name}_length") for name in _LENGTHS), config.max_segments)
+            return cls(
+                config.segment_min_length,
+                config.segment_target_length,
+                config.segment_max_length,
+                config.max_segments,
+            )
         except ValueError as error:
             raise ValueError(
                 f"{type(config).__name__}: {error} They are `segment_min_length` and so on here."
