@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -242,6 +243,14 @@ def test_a_folder_with_something_else_in_it_is_left_alone(model_dir, tmp_path):
     (tmp_path / "thesis" / "chapter_1.tex").write_text("It was a dark and stormy night.")
     with pytest.raises(ValueError, match="holds no manifest.json, but other files"):
         vapo(model_dir, tmp_path / "a", tmp_path / "thesis")
+
+
+def test_a_damaged_file_is_named(model_dir, tmp_path, written):
+    shutil.copytree(written, tmp_path / "rollouts")
+    file = tmp_path / "rollouts" / "rollout_00001.arrow"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="rollout_00001.arrow cannot be read"):
+        vapo(model_dir, tmp_path / "run", tmp_path / "rollouts").pretrain_critic()
 
 
 # --- Passes

@@ -88,10 +88,7 @@ class DelimiterSegmenter:
         """
         try:
             return cls(
-                config.segment_min_length,
-                config.segment_target_length,
-                config.segment_max_length,
-                config.max_segments,
+                config.segment_min_length, config.segment_target_length, config.segment_max_length, config.max_segments
             )
         except ValueError as error:
             raise ValueError(
@@ -261,8 +258,8 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
     """
     Where each token ends in `text`, the text of them all; `None` inside a character.
 
-    Where the texts of the tokens do not add up to readable text, most tokens are looked up by themselves. The others, a
-    part of a character or a word of a tokenizer that drops a leading space, are decoded behind at least four tokens
+    Where the texts of the tokens do not add up to readable text, most of these are looked up by themselves. The others,
+    a part of a character or a word of a tokenizer that drops a leading space, are decoded behind at least four tokens
     before them, for a character has at most four bytes.
     """
     texts = token_texts(tokenizer, token_ids)

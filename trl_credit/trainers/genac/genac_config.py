@@ -70,9 +70,9 @@ class GenACConfig(CriticConfig):
             Otherwise each answer has its own sequence, with the completion up to its state.
         critic_generation_batch_tokens (`int`, *optional*, defaults to `65536`):
             Tokens of the critic's prompts and answers per generated batch, padding included.
-        critic_update_batch_tokens (`int`, *optional*, defaults to `16384`):
+        critic_update_batch_tokens (`int`, *optional*, defaults to `32768`):
             Tokens per forward and backward pass of the critic's update, padding included.
-        critic_mask_memory (`float`, *optional*, defaults to `1.0`):
+        critic_mask_memory (`float`, *optional*, defaults to `2.0`):
             GiB for the attention mask of such a pass, with `critic_packing`: the mask grows with the square of the
             sequence length, so that the answers about a long completion are split over several sequences. FlexAttention
             (`attn_implementation="flex_attention"` in `critic_model_init_kwargs`) needs none.
@@ -101,7 +101,8 @@ class GenACConfig(CriticConfig):
         critic_validation_steps (`int`, *optional*, defaults to `10`):
             Pretraining updates between evaluations, with `critic_pretraining_patience`.
 
-    > [!NOTE] > Rewards must lie in [0, 1], like the critic's values.
+    > [!NOTE]
+    > Rewards must lie in [0, 1], like the critic's values.
     """
 
     restricted = {
@@ -126,8 +127,8 @@ class GenACConfig(CriticConfig):
     segment_lambda: float = field(default=1.0, metadata=between(0, 1))
     critic_packing: bool = True
     critic_generation_batch_tokens: int = field(default=65536, metadata=at_least(1))
-    critic_update_batch_tokens: int = field(default=16384, metadata=at_least(1))
-    critic_mask_memory: float = field(default=1.0, metadata=above(0))
+    critic_update_batch_tokens: int = field(default=32768, metadata=at_least(1))
+    critic_mask_memory: float = field(default=2.0, metadata=above(0))
     critic_use_vllm: bool = False
     critic_vllm_mode: str = field(
         default="colocate", metadata=one_of("colocate", "server") | unless(critic_use_vllm=False)

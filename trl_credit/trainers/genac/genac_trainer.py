@@ -30,6 +30,7 @@ from ...critics.generative.reading import (
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
 from ...saved import read_json
+from ...seam.lm_head import why_not_tiled
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
@@ -142,6 +143,11 @@ class GenACTrainer(CriticTrainer):
         network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
         if self.args.critic_packing:
             refuse_unpackable(network)
+        if reason := why_not_tiled(network):
+            self.warn_once(
+                "The critic's update will hold the logits of whole micro-batches, 16 bytes per token of an answer and "
+                f"word of the vocabulary: {reason}. If memory runs out, lower `critic_update_batch_tokens`."
+            )
         return network
 
     def critic_head(self) -> dict[str, Any]:
@@ -293,11 +299,7 @@ class GenACTrainer(CriticTrainer):
             self.add_column("segments", [as_text(segments) for segments in rows])
             self.add_credit("segments", rows)
             self.add_credit("value", values.gather(1, segments.clamp(min=0)))
-        return {
-            **rollout,
-            "advantages": advantages,
-            "readings": readings,
-        }
+        return {**rollout, "advantages": advantages, "readings": readings}
 
     def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""
