@@ -41,6 +41,14 @@ SCENARIOS = {
     "bootstrap": {"policy_lambda": 0.7, "critic_lambda": 0.8, "gamma": 0.9, "truncation": "bootstrap"},
     "relative position": {"policy_lambda": "relative_position", "relative_position_weight": 0.3},
     "a reward per token": {"policy_lambda": 0.6, "gamma": 0.95, "reward": even_tokens},
+    "bounded values": {"policy_lambda": 0.7, "reward_range": [-0.5, 1.0], "critic_clip_range": 0.05},
+    "bounded values, cross-entropy": {
+        "policy_lambda": 0.7,
+        "critic_lambda": 0.9,
+        "critic_loss": "bce",
+        "reward_range": [-0.5, 0.75],
+        "truncation": "bootstrap",
+    },
     "unscored": {"length_adaptive_alpha": 1.5, "reward": unscored_now_and_then},
 }
 

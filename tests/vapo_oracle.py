@@ -1,6 +1,7 @@
 """VAPO written as its papers do: one completion at a time, no padding, loops over tokens, float64."""
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ class Sample:
     rewards: list[float] | None  # on the completion's tokens; None: not scored
     cut_off: bool
     old_logps: list[float] | None = None
+    sampler_logps: list[float] | None = None  # where they are not the old policy's
 
 
 def logps(policy, sample):
@@ -23,9 +25,16 @@ def logps(policy, sample):
 
 
 def states(critic, sample):
-    """V before each token of the completion, and after its last."""
+    """The critic's output before each token of the completion, and after its last."""
     ids = torch.tensor([sample.prompt + sample.completion])
     return critic(ids).logits[0, len(sample.prompt) - 1 :, 0].double()
+
+
+def in_range(args, output):
+    if args.reward_range is None:
+        return output
+    low, high = args.reward_range
+    return low + (high - low) / (1 + (-output).exp())
 
 
 def estimate(sample, values, gamma, lam, bootstrap):
@@ -71,7 +80,7 @@ class Oracle:
                 if sample.rewards is None:
                     credit.append({})
                     continue
-                values = states(self.critic, sample).tolist()
+                values = in_range(self.args, states(self.critic, sample)).tolist()
                 bootstrap = self.args.truncation == "bootstrap"
                 lam = policy_lambda(self.args, sum(sample.trained))
                 advantages = estimate(sample, values, self.args.gamma, lam, bootstrap)
@@ -82,24 +91,47 @@ class Oracle:
     def policy_loss(self, samples, credit):
         trained = sum(sum(sample.trained) for sample in samples)  # unscored ones have zero advantages, but count
         surrogate, nll, positive = 0.0, 0.0, 0
+        self.masked = []
         for sample, tokens in zip(samples, credit, strict=True):
             now = logps(self.policy, sample)
             right = sample.rewards is not None and sum(sample.rewards) > self.args.positive_reward_threshold
             for t, (advantage, _, _) in tokens.items():
-                ratio = (now[t] - sample.old_logps[t]).exp()
-                clipped = ratio.clamp(1 - self.args.epsilon, 1 + self.args.epsilon_high)
-                surrogate = surrogate - torch.minimum(ratio * advantage, clipped * advantage)
+                if self.args.trust_region == "clip":
+                    ratio = (now[t] - sample.old_logps[t]).exp()
+                    clipped = ratio.clamp(1 - self.args.epsilon, 1 + self.args.epsilon_high)
+                    surrogate = surrogate - torch.minimum(ratio * advantage, clipped * advantage)
+                else:
+                    surrogate = surrogate - self.trusted(now[t], sample.sampler_logps[t], advantage)
                 if right:
                     nll, positive = nll - now[t], positive + 1
         return surrogate / trained + self.args.positive_lm_coef * nll / max(positive, 1)
+
+    def trusted(self, now, then, advantage):
+        """r·A where the token is in the trust region, else 0; `masked` keeps what was left out."""
+        ratio, pi, mu = (now - then).exp(), now.exp().item(), math.exp(then)
+        if self.args.trust_region == "dis":
+            inside = 1 - self.args.epsilon <= ratio <= 1 + self.args.epsilon_high
+        else:
+            divergence = abs(pi - mu)
+            if self.args.trust_region == "dppo_kl":
+                divergence = mu * math.log(mu / pi) + (1 - mu) * math.log((1 - mu) / (1 - pi))
+            away = (advantage > 0 and ratio > 1) or (advantage < 0 and ratio < 1)
+            inside = not (away and divergence > self.args.trust_region_threshold)
+        self.masked.append(0 if inside else 1 if ratio > 1 else -1)
+        return ratio * advantage * inside
 
     def critic_loss(self, samples, credit):
         total, count = 0.0, 0
         for sample, tokens in zip(samples, credit, strict=True):
             if not tokens:
                 continue
-            values = states(self.critic, sample)
+            values = in_range(self.args, states(self.critic, sample))
             for t, (_, target, old) in tokens.items():
+                if self.args.critic_loss == "bce":
+                    low, high = self.args.reward_range
+                    share, value = (target - low) / (high - low), (values[t] - low) / (high - low)
+                    total, count = total - share * value.log() - (1 - share) * (1 - value).log(), count + 1
+                    continue
                 error = (values[t] - target) ** 2
                 if self.args.critic_clip_range is not None:
                     limit = self.args.critic_clip_range

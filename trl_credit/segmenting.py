@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
@@ -76,6 +76,24 @@ class DelimiterSegmenter:
     target_length: int = 120
     max_length: int = 240
     max_segments: int | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> "DelimiterSegmenter":
+        """
+        The segmenter that a configuration describes.
+
+        Args:
+            config:
+                With the options `segment_min_length`, `segment_target_length`, `segment_max_length` and `max_segments`.
+        """
+        try:
+            return cls(
+                config.segment_min_length, config.segment_target_length, config.segment_max_length, config.max_segments
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{type(config).__name__}: {error} They are `segment_min_length` and so on here."
+            ) from None
 
     def __post_init__(self):
         """Refuse lengths that contradict each other."""
@@ -240,9 +258,18 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
     """
     Where each token ends in `text`, the text of them all; `None` inside a character.
 
-    Most tokens are looked up by themselves. The others, a part of a character or a word of a tokenizer that drops a
-    leading space, are decoded behind at least four tokens before them, for a character has at most four bytes.
+    Where the texts of the tokens do not add up to readable text, most of these are looked up by themselves. The others,
+    a part of a character or a word of a tokenizer that drops a leading space, are decoded behind at least four tokens
+    before them, for a character has at most four bytes.
     """
+    texts = token_texts(tokenizer, token_ids)
+    if "\ufffd" not in text and "".join(texts) == text:
+        silent = {token for token, own in zip(token_ids, texts, strict=True) if not own}
+        parts = {token for token in silent if "\ufffd" in _decode(tokenizer, [token])}
+        ends = itertools.accumulate(map(len, texts))
+        return [
+            None if not own and token in parts else end for token, own, end in zip(token_ids, texts, ends, strict=True)
+        ]
     pieces: dict[int, str] = {}
     offsets: list[int | None] = []
     known, offset = 0, 0  # tokens up to `known` end at `offset`

@@ -17,7 +17,9 @@ FOR_CRITICS = {
     "_prepare_inputs",
     "_get_train_sampler",
     "_get_output_dir",
+    "train",
     "_save_checkpoint",
+    "_push_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_load_from_checkpoint",
@@ -36,6 +38,9 @@ FOR_CRITICS = {
     "split_tensor_dict",
     "unwrap_model_for_generation",
     "VLLMGeneration",
+    "ref_model",
+    "add_fused_lm_head",
+    "use_adapter",
 }
 
 
@@ -239,6 +244,9 @@ def continuations_can_be_sampled_and_scored(run):
     trainer = run.trainer
     for name in ("use_vllm", "use_transformers_continuous_batching"):
         assert getattr(trainer, name, None) is False, f"`{name}` of the trainer is gone"
+    assert getattr(trainer, "vllm_importance_sampling_correction", None) is True, (
+        "`vllm_importance_sampling_correction` of the trainer is gone"
+    )
     for name in ("_pending_extra_logs", "_pending_metrics"):
         assert getattr(trainer, name, None) == {}, f"`{name}`, what reward functions log, is gone"
     for name in ("_generate", "_generate_single_turn"):

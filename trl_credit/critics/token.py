@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..credit.bounded_values import bounded_values
 from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
+from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
 
 
 # By how much embeddings of a family may differ in their rows: those are padded to multiples of up to this.
@@ -39,13 +42,37 @@ class TokenCritic(Critic):
             What it is called in a report.
         batch_size (`int`, *optional*, defaults to `32`):
             Completions that are read at a time.
+        reward_range (`Sequence[float]`, *optional*):
+            The range of the reward, for a network that puts out the logit of a value within it. Default: it puts out
+            the value.
+        prompt_template (`str`, *optional*):
+            What it reads in the place of the prompt, see [`~trl_credit.critics.prompt_tokens.critic_prompts`]. Default:
+            the policy's prompt.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's, which a template needs.
+        tools (`list`, *optional*):
+            Those of the policy, for chat templates that show them.
+        template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
     """
 
     kind = "token"
 
-    def __init__(self, network: nn.Module | Runner, name: str = "token critic", batch_size: int = 32):
+    def __init__(
+        self,
+        network: nn.Module | Runner,
+        name: str = "token critic",
+        batch_size: int = 32,
+        reward_range: Sequence[float] | None = None,
+        prompt_template: str | None = None,
+        tokenizer=None,
+        tools: list | None = None,
+        template_kwargs: dict | None = None,
+    ):
         super().__init__(network, name)
         self.batch_size: int = batch_size
+        self.reward_range, self.prompt_template = reward_range, prompt_template
+        self.tokenizer, self.tools, self.template_kwargs = tokenizer, tools, template_kwargs
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer=None, batch_size: int = 32, **model_init_kwargs) -> "TokenCritic":
@@ -71,16 +98,53 @@ class TokenCritic(Critic):
                 f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
             )
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
-        return cls(network, path, batch_size)
+        if facts is None:
+            return cls(network, path, batch_size)
+        template = facts.settings.get("critic_prompt_template")
+        if template is not None and tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        return cls(
+            network,
+            path,
+            batch_size,
+            reward_range=facts.settings.get("reward_range"),
+            prompt_template=template,
+            tokenizer=tokenizer,
+            template_kwargs=facts.template_kwargs,
+        )
 
     def state_values(self, rollout: dict) -> torch.Tensor:
-        """See [`~trl_credit.critics.critic.Critic.state_values`]; values are read by [`read_values`]."""
+        """See [`~trl_credit.critics.critic.Critic.state_values`]; its outputs are read by [`read_values`]."""
         refuse_images(rollout)
+        rollout = {**rollout, **self.own_prompts(rollout)}
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         chunks = zip(*(rollout[name].split(self.batch_size) for name in names), strict=True)
         parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
         values = torch.cat([self.runner.evaluate(partial(read_values, inputs=part)) for part in parts])
-        return nan_beyond_the_end(values, rollout)
+        return nan_beyond_the_end(bounded_values(values, self.reward_range), rollout)
+
+    def own_prompts(self, rollout: dict) -> dict[str, torch.Tensor]:
+        """
+        `prompt_ids` and `prompt_mask` of what it reads in the place of the policy's prompts; empty without a template.
+
+        Args:
+            rollout (`dict`):
+                See [`~trl_credit.critics.critic.Critic.state_values`].
+        """
+        if self.prompt_template is None:
+            return {}
+        texts = critic_prompts(self.prompt_template, rollout)
+        ids = pad_prompts(tokenize_prompts(self.tokenizer, texts, self.tools, self.template_kwargs))
+        ids = ids.to(rollout["completion_ids"].device)
+        mask = ids != PAD
+        lengths = mask.sum(1) + rollout["completion_mask"].sum(1)
+        context = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and lengths.max() > context:
+            raise ValueError(
+                f"With `critic_prompt_template` a prompt and its completion have {lengths.max().item()} tokens, and "
+                f"the critic's context is {context}. Shorten what the template adds, or `max_completion_length`."
+            )
+        return {"prompt_ids": ids.clamp(min=0), "prompt_mask": mask.long()}
 
 
 class Float32Head(nn.Linear):
@@ -172,7 +236,7 @@ def finish_token_critic(
 
 def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
-    Values of all states of the completions.
+    What a critic puts out for all states of the completions: their values, or the logits of bounded ones.
 
     A state's value is read at the last token before the choice: for the first token of a completion, at the last token
     of its prompt.
@@ -256,7 +320,11 @@ def _takes_position_ids(network: nn.Module) -> bool:
 
 def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:
     shared = {name: x for name, x in kwargs.items() if name in ("revision", "trust_remote_code", "token", "cache_dir")}
-    kind = token_classifier(AutoConfig.from_pretrained(source, **shared))
+    config = AutoConfig.from_pretrained(source, **shared)
+    is_classifier = any(name.endswith("Classification") for name in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise ValueError(f"A critic must have one label, but {source} has {config.num_labels}.")
+    kind = token_classifier(config)
     network, info = kind.from_pretrained(source, num_labels=1, output_loading_info=True, **kwargs)
     missing = set(info["missing_keys"])
     fresh = any(f"{name}.weight" in missing for name in _HEADS)
@@ -303,8 +371,9 @@ def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -
     if not len(tokenizer) <= known <= max(used, len(tokenizer)) + _PADDING_OF_EMBEDDINGS:
         raise ValueError(
             f"The critic {_called(source)} knows {known} tokens, the policy {used} and its tokenizer {len(tokenizer)}: "
-            "it would be given tokens that it has not learned. Give a critic of the policy's family; or, if the "
-            "policy's embeddings were resized, resize the critic's as well."
+            "it would be given tokens that it has not learned. Give a critic of the policy's family, or one "
+            "of prompts with a tokenizer of its own (`critic_processing_class`); or, if the policy's embeddings were "
+            "resized, resize the critic's as well."
         )
     if isinstance(source, (str, Path)) and _has_other_vocabulary(str(source), tokenizer):
         raise ValueError(
@@ -368,7 +437,9 @@ def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config
         raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     network.config.use_cache = False
     _use_float32_head(network)
-    network = PeftModel.from_pretrained(network, source, is_trainable=True)  # type: ignore[assignment]
+    network = PeftModel.from_pretrained(  # type: ignore[assignment]
+        network, source, is_trainable=True, autocast_adapter_dtype=adapters_are_float32()
+    )
     turn_dropout_off(network)
     return network
 
@@ -403,6 +474,11 @@ def refuse_lora_dropout(peft_config: Any) -> None:
         )
 
 
+def adapters_are_float32() -> bool:
+    """Whether adapters are in float32 whatever their base is in: with ZeRO-3, which wants one dtype, they are not."""
+    return not is_deepspeed_zero3_enabled()
+
+
 def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
     from peft import PeftConfig, TaskType, get_peft_model
 
@@ -414,8 +490,7 @@ def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
     excluded = getattr(peft_config, "exclude_modules", None)
     if not isinstance(excluded, str):  # "all-linear" would put an adapter on the head as well
         peft_config.exclude_modules = {*(excluded or ()), *_HEADS}
-    # The base is bf16 or quantized where adapters are used with ZeRO-3, which wants one dtype.
-    network = get_peft_model(network, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    network = get_peft_model(network, peft_config, autocast_adapter_dtype=adapters_are_float32())
     head = head_of(network.get_base_model())
     if not any(p.requires_grad for p in head.parameters()):
         raise ValueError("`critic_peft_config` leaves the head of the critic untrained.")

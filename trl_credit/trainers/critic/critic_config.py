@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
-from ...options import at_least, one_of, unless
+from ...options import at_least, between, one_of, unless
 from ...seam.config import NO_GROUP, CreditConfig
 
 
@@ -31,6 +31,9 @@ class CriticConfig(CreditConfig):
             Make the critic a second adapter and a head on the policy's base, so that the base is in memory only once.
             For policies with adapters, on one process or with DDP. `critic_peft_config` describes the adapter, by
             default one like the policy's.
+        critic_freeze (`list[str]`, *optional*):
+            Parts of the critic that are not trained: `"attention"`, `"embeddings"`, or patterns of the names of its
+            parameters, e.g. `"*layers.0.*"`. With adapters, those of these parts. Its head is always trained.
         critic_learning_rate (`float`, *optional*):
             Learning rate of the critic's weights, or adapters, below its head. Default: 0.1 / width of the critic, at
             most 1e-3: 1.1e-4 at 896.
@@ -62,6 +65,17 @@ class CriticConfig(CreditConfig):
         critic_pretraining_explained_variance_threshold (`float`, *optional*):
             End pretraining early once the explained variance over one rollout is at least this. If both thresholds are
             set, both must hold.
+        critic_pretraining_rollouts (`str`, *optional*):
+            Folder of stored rollouts to pretrain on, so that later runs with the same policy generate none. What is not
+            there is written first: the rollouts that `critic_pretraining_steps` updates need if each is used once.
+            Default: none are stored, and each is used once.
+        critic_pretraining_epochs (`int`, *optional*, defaults to `8`):
+            Most passes over the stored rollouts.
+        critic_pretraining_held_out (`float`, *optional*, defaults to `0.1`):
+            Share of the prompts of the stored rollouts that the critic does not learn from. Its error on them is
+            measured after each pass, and the critic with the lowest is kept. At 0 it is the last one.
+        critic_pretraining_patience (`int`, *optional*, defaults to `2`):
+            End pretraining after this many passes in a row without a lower error. `None`: make all passes.
         positive_reward_funcs (`list[str]`, *optional*):
             Names of the reward functions that decide which completions are right, or positive: every one of them that
             scores a completion must say so. Default: all with a positive weight.
@@ -88,6 +102,7 @@ class CriticConfig(CreditConfig):
     critic_initial_value: float | None = None
     critic_peft_config: dict | str | None = None
     critic_share_base: bool = False
+    critic_freeze: list[str] | None = None
     critic_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_head_learning_rate: float | None = field(default=None, metadata=at_least(0))
     critic_optim: str = field(default="adamw_torch", metadata=one_of(*(name.value for name in OptimizerNames)))
@@ -104,6 +119,14 @@ class CriticConfig(CreditConfig):
     critic_pretraining_explained_variance_threshold: float | None = field(
         default=None, metadata=unless(critic_pretraining_steps=0)
     )
+    critic_pretraining_rollouts: str | None = field(default=None, metadata=unless(critic_pretraining_steps=0))
+    critic_pretraining_epochs: int = field(default=8, metadata=at_least(1) | unless(critic_pretraining_rollouts=None))
+    critic_pretraining_held_out: float = field(
+        default=0.1, metadata=between(0, 1, open_end=True) | unless(critic_pretraining_rollouts=None)
+    )
+    critic_pretraining_patience: int | None = field(
+        default=2, metadata=at_least(1) | unless(critic_pretraining_rollouts=None, critic_pretraining_held_out=0)
+    )
     positive_reward_funcs: list[str] | None = None
     critic_hub_model_id: str | None = None
     scale_rewards: str = "none"
@@ -116,4 +139,18 @@ class CriticConfig(CreditConfig):
                 raise TypeError(
                     f"{type(self).__name__}: `{option}` must be a dict, got {type(value).__name__}. Pass a "
                     "`PeftConfig` as the trainer's argument."
+                )
+        if self.critic_pretraining_rollouts is not None:
+            for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
+                if getattr(self, option) is not None:
+                    raise ValueError(
+                        f"{type(self).__name__}: `{option}={getattr(self, option)!r}` has no effect with "
+                        f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: what is held out says "
+                        "when to end, see `critic_pretraining_patience`. Leave it at None."
+                    )
+            if getattr(self, "critic_prompt_template", None) is not None:
+                raise ValueError(
+                    f"{type(self).__name__}: `critic_prompt_template` cannot be had with "
+                    f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: of the dataset's rows, stored "
+                    "rollouts keep the prompts alone. Leave one of them out."
                 )

@@ -1,13 +1,9 @@
 from dataclasses import dataclass, field
-from typing import Any
 
-from ...options import is_number, one_of, such_that, unless
+from ...critics.prompt_tokens import template_columns
+from ...options import one_of, such_that, unless
 from ..critic.critic_config import CriticConfig
-
-
-def _is_range(value: Any) -> bool:
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(map(is_number, value))
-    return is_pair and value[0] < value[1]
+from ..critic.reward_range import is_range, refuse_start_outside
 
 
 @dataclass
@@ -27,6 +23,10 @@ class SPPOConfig(CriticConfig):
         reward_range (`list[float]`, *optional*, defaults to `[0.0, 1.0]`):
             Lowest and highest possible reward, with `critic_loss="bce"`: rewards are mapped from this range to [0, 1]
             for the critic, and values are mapped back.
+        critic_prompt_template (`str`, *optional*):
+            What the critic reads in the place of the prompt: text with columns of the dataset in braces, `{prompt}`
+            among them, e.g. `"{prompt}\n\nReference answer: {solution}"`. In a conversation `{prompt}` is the content
+            of the last message of the user, which the text replaces. The policy never sees it. Default: the prompt.
         critic_initial_value (`float`, *optional*):
             What a fresh head outputs everywhere before its first update, in units of the reward. Default: the mean
             reward of the first rollout, with `critic_loss="bce"` kept at least a twentieth of `reward_range` away from
@@ -41,21 +41,19 @@ class SPPOConfig(CriticConfig):
     critic_loss: str = field(default="bce", metadata=one_of("bce", "mse"))
     reward_range: list[float] = field(
         default_factory=lambda: [0.0, 1.0],
-        metadata=such_that(_is_range, "two finite numbers, the lower one first") | unless(critic_loss="mse"),
+        metadata=such_that(is_range, "two finite numbers, the lower one first") | unless(critic_loss="mse"),
     )
+    critic_prompt_template: str | None = None
     critic_initial_value: float | None = None
     critic_learning_rate: float = 5e-6
     critic_pretraining_steps: int = 0
 
     def __post_init__(self):
-        if _is_range(self.reward_range):
+        if is_range(self.reward_range):
             self.reward_range = [float(end) for end in self.reward_range]
         self.check_options()
-        low, high = self.reward_range
-        start = self.critic_initial_value
-        if start is not None and self.critic_loss == "bce" and not low < start < high:
-            raise ValueError(
-                f"SPPOConfig: `critic_initial_value={start}` must lie between the ends of "
-                f"`reward_range={self.reward_range}`: a value at its end has no finite logit."
-            )
+        if self.critic_loss == "bce":
+            refuse_start_outside(self)
+        if self.critic_prompt_template is not None:
+            template_columns(self.critic_prompt_template)
         super().__post_init__()

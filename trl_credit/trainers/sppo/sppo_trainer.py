@@ -1,23 +1,22 @@
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...credit.bounded_values import position_in_range
 from ...credit.calibration import brier_score, calibration_sums, expected_calibration_error
 from ...credit.fit import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
+from ...critics.token import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
+from ..critic.reward_range import refuse_rewards_outside
 from ..value_report import extremes
 from .sppo_config import SPPOConfig
-
-
-# Of the reward's range, where a fresh head starts at the least: its logit is a few updates away from the others.
-_LEAST_SHARE = 0.05
 
 
 class SPPOTrainer(CriticTrainer):
@@ -65,8 +64,9 @@ class SPPOTrainer(CriticTrainer):
         "id": "2604.08865",
         # docstyle-ignore
         "citation": """\
-@article{sppo2026,
+@article{wang2026sppo,
     title        = {{SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks}},
+    author       = {Tianyi Wang and Yixia Li and Long Li and Yibiao Chen and Shaohan Huang and Yun Chen and others},
     year         = 2026,
     eprint       = {arXiv:2604.08865},
 }""",
@@ -94,6 +94,9 @@ class SPPOTrainer(CriticTrainer):
         if critic_processing_class is self.processing_class:
             critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
+        if critic_processing_class is None and not self.args.critic_share_base:
+            policy = self.accelerator.unwrap_model(self.model)
+            refuse_other_vocabulary(self.critic, source, policy, self.processing_class)
         if critic_processing_class is not None and self.environment_factories is not None:
             raise ValueError(
                 "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
@@ -114,30 +117,30 @@ class SPPOTrainer(CriticTrainer):
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         return self.make_value_model(policy, critic, peft_config)
 
-    def head_output(self, value: float) -> float:
-        if self.args.critic_loss == "mse":
-            return value
-        low, high = self.args.reward_range
-        share = (value - low) / (high - low)
-        if self.args.critic_initial_value is None:  # a measured mean may lie at an end, which has no finite logit
-            share = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
-        return math.log(share / (1 - share))
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        return self.args.reward_range if self.args.critic_loss == "bce" else None
 
     def critic_settings(self) -> dict[str, Any]:
-        return {"critic_loss": self.args.critic_loss, "reward_range": self.args.reward_range}
+        names = ("critic_loss", "reward_range", "critic_prompt_template")
+        return {name: getattr(self.args, name) for name in names}
 
     def critic_facts(self) -> CriticFacts:
         return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def make_critic_reader(self, runner) -> PromptCritic:
+        own = (
+            self._critic_processing_class if self.args.critic_prompt_template is None else self.critic_processing_class
+        )
         return PromptCritic(
             runner,
-            self._critic_processing_class,
+            own,
             self.args.critic_loss,
             self.args.reward_range,
             batch_size=self.args.per_device_train_batch_size,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+            prompt_template=self.args.critic_prompt_template,
         )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
@@ -165,14 +168,11 @@ class SPPOTrainer(CriticTrainer):
         return super().update_critic(batches, prefix)
 
     def describe_critic(self) -> str:
-        value = "output"
-        if self.args.critic_loss == "bce":
-            low, high = self.args.reward_range
-            value = f"{low:g} + {high - low:g} * output.sigmoid()"
         return (
             "A value model of prompts: at the last token of a prompt, in the chat template of its tokenizer and with "
             "the generation\nprompt, it gives the reward that a completion of the policy is expected to get.\n\n"
-            f"```python\n{loading_code(self.critic)}\noutput = critic(input_ids).logits[0, -1, 0]\nvalue = {value}\n```"
+            f"```python\n{loading_code(self.critic)}\noutput = critic(input_ids).logits[0, -1, 0]\n"
+            f"value = {self._values_as_code('output')}\n```"
         )
 
     # --- Credit
@@ -194,28 +194,17 @@ class SPPOTrainer(CriticTrainer):
             "critic_targets": torch.where(counted, targets, torch.nan),
         }
 
+    def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
+        values = self.critic_reader.prompt_values(self.critic_reader.prompts(self.with_prompts(rollout))[0])
+        counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
+        return fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
+
     def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
         """What the critic should predict: rewards mapped from their range to [0, 1], or as they are."""
-        if self.args.critic_loss == "mse":
+        if self.value_range is None:
             return rewards
-        low, high = self.args.reward_range
-        everywhere = self.accelerator.gather(rewards)  # so that all processes stop
-        slack = 1e-5 * (high - low)  # for sums of weighted rewards
-        outside = ((everywhere < low - slack) | (everywhere > high + slack)).nonzero()
-        if len(outside):
-            row = outside[0].item()
-            parts = ", ".join(
-                f"{name!r} gave {score:g} with weight {weight:g}"
-                for name, score, weight in zip(
-                    self.reward_func_names, self._scores[row].tolist(), self.reward_weights.tolist(), strict=True
-                )
-            )
-            raise ValueError(
-                f"The reward {everywhere[row].item():g} of completion {row} at step {self.state.global_step} lies "
-                f"outside `reward_range={self.args.reward_range}` ({parts}): `critic_loss='bce'` needs to know the "
-                "lowest and the highest reward. Set `reward_range` to them, or `critic_loss='mse'`, which takes any."
-            )
-        return ((rewards - low) / (high - low)).clamp(0, 1)
+        refuse_rewards_outside(self, rewards, self.value_range, "`critic_loss='mse'`")
+        return position_in_range(rewards, self.value_range)
 
     # --- What is logged
 
