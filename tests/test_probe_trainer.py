@@ -117,6 +117,12 @@ def test_states_of_any_completion_are_read_as_those_of_the_rollout(model_dir, tm
         assert torch.allclose(found[there], expected[there], atol=1e-5)
 
 
+def test_without_a_penalty_there_is_nothing_to_listen_to(model_dir, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path)
+    with pytest.raises(ValueError, match="no reference model to listen to with `beta=0.0`"):
+        trainer.listen_to_reference((0,))
+
+
 # --- Where it is asked
 
 
