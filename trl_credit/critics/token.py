@@ -17,6 +17,7 @@ from ..credit.bounded_values import bounded_values
 from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
+from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
 
 
 # By how much embeddings of a family may differ in their rows: those are padded to multiples of up to this.
@@ -44,6 +45,15 @@ class TokenCritic(Critic):
         reward_range (`Sequence[float]`, *optional*):
             The range of the reward, for a network that puts out the logit of a value within it. Default: it puts out
             the value.
+        prompt_template (`str`, *optional*):
+            What it reads in the place of the prompt, see [`~trl_credit.critics.prompt_tokens.critic_prompts`]. Default:
+            the policy's prompt.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's, which a template needs.
+        tools (`list`, *optional*):
+            Those of the policy, for chat templates that show them.
+        template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
     """
 
     kind = "token"
@@ -54,10 +64,15 @@ class TokenCritic(Critic):
         name: str = "token critic",
         batch_size: int = 32,
         reward_range: Sequence[float] | None = None,
+        prompt_template: str | None = None,
+        tokenizer=None,
+        tools: list | None = None,
+        template_kwargs: dict | None = None,
     ):
         super().__init__(network, name)
         self.batch_size: int = batch_size
-        self.reward_range = reward_range
+        self.reward_range, self.prompt_template = reward_range, prompt_template
+        self.tokenizer, self.tools, self.template_kwargs = tokenizer, tools, template_kwargs
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer=None, batch_size: int = 32, **model_init_kwargs) -> "TokenCritic":
@@ -83,16 +98,53 @@ class TokenCritic(Critic):
                 f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
             )
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
-        return cls(network, path, batch_size, None if facts is None else facts.settings.get("reward_range"))
+        if facts is None:
+            return cls(network, path, batch_size)
+        template = facts.settings.get("critic_prompt_template")
+        if template is not None and tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        return cls(
+            network,
+            path,
+            batch_size,
+            reward_range=facts.settings.get("reward_range"),
+            prompt_template=template,
+            tokenizer=tokenizer,
+            template_kwargs=facts.template_kwargs,
+        )
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; its outputs are read by [`read_values`]."""
         refuse_images(rollout)
+        rollout = {**rollout, **self.own_prompts(rollout)}
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         chunks = zip(*(rollout[name].split(self.batch_size) for name in names), strict=True)
         parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
         values = torch.cat([self.runner.evaluate(partial(read_values, inputs=part)) for part in parts])
         return nan_beyond_the_end(bounded_values(values, self.reward_range), rollout)
+
+    def own_prompts(self, rollout: dict) -> dict[str, torch.Tensor]:
+        """
+        `prompt_ids` and `prompt_mask` of what it reads in the place of the policy's prompts; empty without a template.
+
+        Args:
+            rollout (`dict`):
+                See [`~trl_credit.critics.critic.Critic.state_values`].
+        """
+        if self.prompt_template is None:
+            return {}
+        texts = critic_prompts(self.prompt_template, rollout)
+        ids = pad_prompts(tokenize_prompts(self.tokenizer, texts, self.tools, self.template_kwargs))
+        ids = ids.to(rollout["completion_ids"].device)
+        mask = ids != PAD
+        lengths = mask.sum(1) + rollout["completion_mask"].sum(1)
+        context = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and lengths.max() > context:
+            raise ValueError(
+                f"With `critic_prompt_template` a prompt and its completion have {lengths.max().item()} tokens, and "
+                f"the critic's context is {context}. Shorten what the template adds, or `max_completion_length`."
+            )
+        return {"prompt_ids": ids.clamp(min=0), "prompt_mask": mask.long()}
 
 
 class Float32Head(nn.Linear):

@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 
 from ...credit.bounded_values import output_for
 from ...critics.card import loading_code, push_critic, write_critic_card
-from ...critics.critic import PROMPTS, Critic, Runner
+from ...critics.critic import PROMPTS, ROWS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import PROBE, CriticFacts, fingerprint
 from ...critics.freezing import freeze
@@ -71,6 +71,11 @@ class CriticTrainer(CriticPretraining):
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
+        if getattr(self.args, "critic_prompt_template", None) is not None and self.environment_factories is not None:
+            raise ValueError(
+                "`environment_factory` adds to the prompts what a critic with a `critic_prompt_template` does not see. "
+                "Leave one of them out."
+            )
         _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
         # Whether the critic has a head that has still to be told where to start.
@@ -274,8 +279,8 @@ class CriticTrainer(CriticPretraining):
         return self._critic_reader
 
     def with_prompts(self, rollout: dict) -> dict:
-        """The latest rollout with its prompts as they are in the dataset, for critics that read them."""
-        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], **rollout}
+        """The latest rollout with its rows of the dataset and their prompts, for critics that read them."""
+        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], ROWS: self.rollout_rows, **rollout}
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """

@@ -2,6 +2,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...critics.prompt_tokens import template_columns
 from ...options import above, at_least, between, is_number, one_of, such_that, unless
 from ...seam.config import PER_TOKEN
 from ..critic.probe_config import MEASURED, ProbeConfig
@@ -45,6 +46,10 @@ class VAPOConfig(ProbeConfig):
             Lowest and highest possible reward, to which values are bounded: the critic puts out the logit of a value
             between them. Rewards outside are refused. Default: values may be any number, or with `critic_loss="bce"`
             and with a probe critic [0, 1].
+        critic_prompt_template (`str`, *optional*):
+            What the critic reads in the place of the prompt: text with columns of the dataset in braces, `{prompt}`
+            among them, e.g. `"{prompt}\n\nReference answer: {solution}"`. In a conversation `{prompt}` is the content
+            of the last message of the user, which the text replaces. The policy never sees it. Default: the prompt.
         critic_clip_range (`float`, *optional*):
             Range around the rollout's values to which the critic's values are clipped, as in PPO; not used during
             pretraining. `None` for no clipping.
@@ -65,8 +70,9 @@ class VAPOConfig(ProbeConfig):
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clip of the ratio.
 
-    > [!NOTE] > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and >
-    `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
+    > [!NOTE]
+    > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and
+    > `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
     """
 
     restricted = ProbeConfig.restricted | PER_TOKEN
@@ -85,6 +91,7 @@ class VAPOConfig(ProbeConfig):
             lambda value: value is None or is_range(value), "two finite numbers, the lower one first, or None"
         ),
     )
+    critic_prompt_template: str | None = None
     critic_clip_range: float | None = field(default=None, metadata=above(0) | unless(critic_loss="bce"))
     positive_lm_coef: float = field(default=0.1, metadata=at_least(0))
     positive_reward_threshold: float = 0.0
@@ -101,4 +108,6 @@ class VAPOConfig(ProbeConfig):
         if is_range(self.reward_range):
             self.reward_range = [float(end) for end in self.reward_range]  # type: ignore[union-attr]
             refuse_start_outside(self)
+        if self.critic_prompt_template is not None:
+            template_columns(self.critic_prompt_template)
         super().__post_init__()

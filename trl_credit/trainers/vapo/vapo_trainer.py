@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from ...credit.fit import fit_sums
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import binary_cross_entropy, clip_share, squared_error
 from ...critics.critic import Critic
+from ...critics.facts import CriticFacts
 from ...critics.token import TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.probe_config import MEASURED
@@ -73,7 +75,14 @@ class VAPOTrainer(ProbeTrainer):
     config_class = VAPOConfig
     critic_kind = "token"
     takes_token_rewards = True
-    rollout_keys = {"values": "(B, T)", "returns": "(B, T)", "critic_mask": "(B, T)", "positive": "(B, T)"}
+    rollout_keys = {
+        "values": "(B, T)",
+        "returns": "(B, T)",
+        "critic_mask": "(B, T)",
+        "positive": "(B, T)",
+        "critic_prompt_ids": "(B, P)",
+        "critic_prompt_mask": "(B, P)",
+    }
 
     # --- The critic
 
@@ -84,7 +93,13 @@ class VAPOTrainer(ProbeTrainer):
         if self.has_probe:
             return self.make_probe_reader(runner)
         return TokenCritic(
-            runner, batch_size=self.args.per_device_train_batch_size, reward_range=self.args.reward_range
+            runner,
+            batch_size=self.args.per_device_train_batch_size,
+            reward_range=self.args.reward_range,
+            prompt_template=self.args.critic_prompt_template,
+            tokenizer=self.processing_class,
+            tools=self.tools,
+            template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
         )
 
     @property
@@ -92,11 +107,17 @@ class VAPOTrainer(ProbeTrainer):
         return self.args.reward_range
 
     def critic_settings(self) -> dict[str, Any]:
-        return {**super().critic_settings(), "reward_range": self.args.reward_range}
+        names = ["reward_range"] if self.has_probe else ["reward_range", "critic_prompt_template"]
+        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in names}}
+
+    def critic_facts(self) -> CriticFacts:
+        facts = super().critic_facts()
+        return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
-        outputs = read_values(network, inputs)[:, :-1]
+        own = {name: inputs[f"critic_{name}"] for name in ("prompt_ids", "prompt_mask") if f"critic_{name}" in inputs}
+        outputs = read_values(network, {**inputs, **own})[:, :-1]
         reward_range: Any = self.args.reward_range
         values = bounded_values(outputs, reward_range)
         clip_range = self._clip_range
@@ -129,6 +150,7 @@ class VAPOTrainer(ProbeTrainer):
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
         # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
         steps = mask & self.probe_starts(rollout, mode) if self.has_probe else mask
+        own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
         states = self.state_values(rollout)
         values = torch.where(mask, states[:, :-1], 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
@@ -160,6 +182,7 @@ class VAPOTrainer(ProbeTrainer):
             self.add_column("values", values_in_short(values, self.trained_tokens(rollout)))
         return {
             **rollout,
+            **{f"critic_{name}": ids for name, ids in own_prompts.items()},
             "values": values,
             "returns": returns,
             "advantages": advantages,
