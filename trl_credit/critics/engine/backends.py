@@ -122,7 +122,10 @@ class LocalBackend:
 
 
 class FSDP2Backend(LocalBackend):
-    """Weights, gradients and optimizer state split over processes by `fully_shard`."""
+    """
+    Weights, gradients and optimizer state split over processes by `fully_shard`. Gradients meet in every micro-batch: else
+    each process would keep whole ones until the last.
+    """
 
     splits_weights = True
 
@@ -143,11 +146,6 @@ class FSDP2Backend(LocalBackend):
             # It calls its base model, not itself, and FSDP gathers what no layer holds when the whole is called.
             register_fsdp_forward_method(self.network, "generate")
         return self.network
-
-    @contextmanager
-    def micro_batch(self, last: bool):
-        self.module.set_requires_gradient_sync(last)
-        yield
 
     def weights(self):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict
