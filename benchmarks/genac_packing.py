@@ -3,11 +3,12 @@ What it takes to train a generative critic on all states of a completion: in row
 
     python benchmarks/genac_packing.py --output docs/results/genac_packing.md
 
-The first table counts tokens, for the shapes of the paper (arXiv:2604.10701): segments of 120 tokens, answers of 300,
-completions of 8192. The others are measured: log-probabilities, a loss and the backward pass over all answers about
-one completion, with a random Qwen2 on one core, each arm in a process of its own, the arms in turn. CPU time is that
-of the process, which other work on the machine disturbs less than the time on the clock. Memory is the most that the
-process has held so far, over what it held before its first update.
+The first table, all that `--count` prints, counts tokens, for the shapes of the paper (arXiv:2604.10701): segments of
+120 tokens, answers of 300, completions of 8192; its default is that of `GenACConfig`, with a mask in bfloat16. The
+others are measured: log-probabilities, a loss and the backward pass over all answers about one completion, with a
+random Qwen2 on one core, each arm in a process of its own, the arms in turn. CPU time is that of the process, which
+other work on the machine disturbs less than the time on the clock. Memory is the most that the process has held so
+far, over what it held before its first update.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 
+from trl_credit import GenACConfig
 from trl_credit.critics.generative.packed import CriticQuery, Row, answer_log_probs, plan_rows
 
 
@@ -40,15 +42,16 @@ ARMS = {"naive": (8192, False), "one row": (10**6, True), "rows of 4096": (4096,
 COUNTED = {
     "naive": (10**6, False),
     "one row": (10**6, True),
-    **{f"rows of {limit}": (limit, True) for limit in (32768, 16384, 8192)},
+    "default": (GenACConfig.critic_update_batch_tokens, True, int(GenACConfig.critic_mask_memory * 2**30)),
+    **{f"rows of {limit}": (limit, True) for limit in (16384, 8192)},
 }
 # T = 8192 at width 4096, all divided by 16: the same share of attention in the work at width 256.
 SCALED = Shape(512, 8, 19, 19, 3)
 MEASURED = [SCALED, *(Shape(tokens) for tokens in (240, 480, 960, 1920))]
 
 
-def plan(shape: Shape, limit: int, packed: bool) -> list[list[Row]]:
-    """The micro-batches of one completion of random tokens."""
+def plan(shape: Shape, limit: int, packed: bool, mask_bytes: int | None = None) -> list[list[Row]]:
+    """The micro-batches of one completion of random tokens. A mask is in bfloat16."""
     generator = torch.Generator().manual_seed(0)
 
     def ids(number):
@@ -56,7 +59,7 @@ def plan(shape: Shape, limit: int, packed: bool) -> list[list[Row]]:
 
     cuts = list(range(shape.head, shape.head + shape.completion, shape.segment))
     query = CriticQuery(ids(cuts[-1]), cuts, ids(shape.tail))
-    return plan_rows([query], [[ids(shape.answer) for _ in cuts]], limit, packed)
+    return plan_rows([query], [[ids(shape.answer) for _ in cuts]], limit, packed, mask_bytes, itemsize=2)
 
 
 def tokens_read(batches: list[list[Row]]) -> int:
@@ -180,10 +183,13 @@ def main():
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--count", action="store_true", help="count tokens and measure nothing")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
         return run_one(args)
+    if args.count:
+        return print(*count_table(), sep="\n")
     usual = Shape(0)
     results = measure(args)
     lines = [

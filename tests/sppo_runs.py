@@ -101,7 +101,7 @@ def make_trainer(
     arguments = ("critic", "critic_processing_class", "processing_class", "peft_config", "eval_dataset")
     arguments = {name: settings.pop(name, None) for name in (*arguments, "environment_factory")}
     return trainer(
-        model=str(model_dir),
+        model=model_dir if isinstance(model_dir, torch.nn.Module) else str(model_dir),
         reward_funcs=reward,
         args=SPPOConfig(str(folder), **{**SETTINGS, **settings}),
         train_dataset=prompts if not isinstance(prompts, list) else Dataset.from_dict({"prompt": prompts}),

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "trl_credit"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 # From the ground up. Modules of one floor do not import each other's rooms.
 FLOORS = (
-    {"options", "methods", "credit", "journal", "model_card"},
+    {"options", "methods", "credit", "journal", "saved", "model_card"},
     {"sampling", "segmenting"},
     {"credit_log"},
     {"seam"},

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from datasets import Dataset
 from tiny import tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from vapo_runs import make_trainer
@@ -67,13 +66,6 @@ def test_the_card_says_how_it_is_loaded(model_dir, tmp_path):
     names = {"path": str(tmp_path / "critic"), "input_ids": torch.tensor([[70, 71]])}
     exec(code, names)
     assert names["values"].shape == (1, 2)
-
-
-def test_a_dataset_with_images_is_refused_before_anything_is_generated(tmp_path):
-    from trl_credit.critics.token import refuse_image_columns
-
-    with pytest.raises(ValueError, match=r"The dataset has the columns \['images'\], which the critic cannot take"):
-        refuse_image_columns(Dataset.from_dict({"prompt": ["a"], "images": [[]]}))
 
 
 def test_it_trains_and_resumes(model_dir, tmp_path):

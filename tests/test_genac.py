@@ -124,12 +124,15 @@ def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(
     assert (tmp_path / "critic" / "model.safetensors").is_file()
 
 
-def test_the_pretraining_keeps_the_critic_with_the_lowest_error(model_dir, critic_dir, tmp_path):
+def test_the_pretraining_keeps_the_critic_with_the_lowest_error_and_no_copy_of_it(model_dir, critic_dir, tmp_path):
     errors = iter([0.2, 0.1, 0.3, 0.4])
-    kept = {}
+    kept, copied = {}, []
+    copy = tmp_path / "_best_critic"
+    copy.mkdir()  # of an earlier run
 
     class Scripted(GenACTrainer):
         def validation_error(self):
+            copied.append(copy.exists())
             super().validation_error()
             error = next(errors)
             kept[error] = {name: p.clone() for name, p in self.critic.state_dict().items()}
@@ -148,6 +151,7 @@ def test_the_pretraining_keeps_the_critic_with_the_lowest_error(model_dir, criti
         num_generations_eval=1,
     )
     trainer.pretrain_critic()
+    assert copied == [False, True, True, True] and not copy.exists()
     for name, p in trainer.critic.state_dict().items():
         assert torch.equal(p, kept[0.1][name])
     assert any(not torch.equal(p, kept[0.4][name]) for name, p in trainer.critic.state_dict().items())

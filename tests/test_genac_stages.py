@@ -219,6 +219,7 @@ def drop(trace, tokens=10, shortest=2, longest=20, max_disagreement=None, **row)
         (None, {"trace": "<score>7</score>", "reward": 0.4, "max_disagreement": 0.3}),
         (None, {"trace": "<score>7</score>", "max_disagreement": 0.3}),
         ("far from the outcome", {"trace": "<score>7</score>", "reward": 0.3, "max_disagreement": 0.3}),
+        ("far from the outcome", {"trace": "<score>7</score>", "reward": 1.0, "max_disagreement": 0.2}),
         ("no score", {"trace": "7"}),
         ("no score", {"trace": "<score>11</score>"}),
         ("no score", {"trace": ""}),

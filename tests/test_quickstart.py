@@ -29,6 +29,7 @@ CHAT = ChatTask((3,))
 def test_products_come_first_and_digits_are_modulo_10():
     assert solve("3+4*2-1") == "3+8-1=1-1=0"
     assert solve("7-9*9*2") == "7-1*2=7-2=5"
+    assert solve("2-4*2") == "2-8=4"
     assert value("3+4*2-1") == 10
     assert value("7-9*9*2") == -155
 

@@ -5,6 +5,8 @@ import sppo_runs
 import vapo_runs
 from tiny import tiny_model_dir
 
+from trl_credit.credit_log.reader import Right, read_completions
+
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
@@ -73,3 +75,36 @@ def test_a_critic_of_prompts_tells_right_from_wrong_by_the_same_functions(model_
 def test_a_name_that_is_no_reward_functions_is_refused(names, model_dir, tmp_path):
     with pytest.raises(ValueError, match=r"must be some of the reward functions, \['accuracy', 'form'\]"):
         vapo_runs.make_trainer(model_dir, tmp_path, reward=[accuracy, form], positive_reward_funcs=names)
+
+
+@pytest.mark.parametrize(
+    ("functions", "settings", "said"),
+    [
+        ([half_right], {}, "decided by 'half_right' ("),
+        ([half_right, form], {}, "decided by 'half_right' and 'form', each of which must say so ("),
+        ([half_right, form], {"positive_reward_funcs": ["half_right"]}, "decided by 'half_right' ("),
+        ([half_right], {"reward_weights": [-1.0]}, "decided by the sum of all rewards ("),
+    ],
+)
+def test_the_run_says_at_its_start_what_decides(functions, settings, said, model_dir, tmp_path, capsys):
+    vapo_runs.make_trainer(model_dir, tmp_path, reward=functions, **settings).train()
+    assert capsys.readouterr().out.count(said) == 1
+
+
+def test_the_credit_log_knows_which_completions_were_right_and_the_viewer_what_said_so(model_dir, tmp_path):
+    settings = {"log_credit": True, "log_credit_steps": 1, "positive_reward_threshold": 0.25}
+    trainer = vapo_runs.make_trainer(model_dir, tmp_path, reward=[form, half_right], **settings)
+    trainer.train()
+    right = trainer.rollouts_seen[0]["positive"].any(1).tolist()
+    completions, _ = read_completions(tmp_path)
+    assert [c.right for c in completions] == right and set(right) == {False, True}
+    assert {c.right_by for c in completions} == {"'form' and 'half_right' above 0.25"}
+    asked, _ = read_completions(tmp_path, right=Right("form", 0.1))
+    assert all(c.right for c in asked) and {c.right_by for c in asked} == {"form above 0.1"}
+
+
+def test_a_completion_that_nobody_judged_is_neither_right_nor_wrong_in_the_credit_log(model_dir, tmp_path):
+    vapo_runs.make_trainer(
+        model_dir, tmp_path, reward=[form, first_only], positive_reward_funcs=["first_only"], log_credit=True
+    ).train()
+    assert [c.right for c in read_completions(tmp_path)[0]] == [True, None, None, None]

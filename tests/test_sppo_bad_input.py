@@ -8,7 +8,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from sppo_runs import CONVERSATIONS, critic_dir, critic_tokenizer, make_critic, make_trainer, share_of_even
-from tiny import tiny_model_dir
+from tiny import tiny_model, tiny_model_dir, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 from trl_credit import SPPOConfig
 from trl_credit.critics.prompt import tokenize_prompts
@@ -141,9 +142,33 @@ def test_a_critics_tokenizer_without_a_chat_template_is_refused_for_conversation
 
 
 def test_a_tokenizer_that_is_not_the_critics_is_refused(model_dir, tmp_path):
-    trainer = make_trainer(model_dir, tmp_path, critic=make_critic())  # a model in memory: the policy's tokenizer
-    with pytest.raises(ValueError, match="but the critic knows 32 tokens: the policy's tokenizer is not its tokenizer"):
+    with pytest.raises(ValueError, match="knows 32 tokens, .* with a tokenizer of its own .`critic_processing_class`"):
+        make_trainer(model_dir, tmp_path, critic=make_critic())  # a model in memory: the policy's tokenizer
+    trainer = make_trainer(model_dir, tmp_path, critic=make_critic(), critic_processing_class=tiny_tokenizer())
+    with pytest.raises(ValueError, match="but the critic knows 32 tokens: Qwen2Tokenizer is not its tokenizer"):
         trainer.train()
+
+
+def test_a_critic_of_prompts_that_reads_the_policys_tokens_must_know_them(model_dir, tmp_path):
+    large, padded = tiny_model(vocab_size=4000), tiny_model(vocab_size=320)
+    with pytest.raises(ValueError, match="of a Qwen2ForCausalLM knows 4000 tokens, the policy 259 and"):
+        make_trainer(model_dir, tmp_path, critic=large)
+    assert make_trainer(model_dir, tmp_path, critic=padded).critic.config.vocab_size == 320
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ValueError, match="critic' knows 32 tokens"):  # one tokenizer for both
+        critic = critic_dir(tmp_path / "critic")
+        make_trainer(model_dir, tmp_path, critic=critic, processing_class=tokenizer, critic_processing_class=tokenizer)
+
+
+def test_a_policy_with_resized_embeddings_needs_a_critic_with_as_many(model_dir, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(8)])
+    policy = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    policy.resize_token_embeddings(len(tokenizer))
+    settings = {"processing_class": tokenizer, "critic_processing_class": tokenizer}
+    with pytest.raises(ValueError, match="knows 259 tokens, the policy 267 .* if the policy's embeddings were resized"):
+        make_trainer(policy, tmp_path, critic=model_dir, **settings)
+    assert make_trainer(policy, tmp_path, **settings).critic.get_input_embeddings().num_embeddings == 267
 
 
 def test_a_prompt_without_a_token_is_refused():

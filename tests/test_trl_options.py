@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from test_grpo_lambda import LENGTH, ROWS, logged, make_rollout, make_trainer, policy_logps
 from test_traces import dense_trace
-from tiny import tiny_model, tiny_model_dir, tiny_tokenizer
+from tiny import tiny_model_dir, tiny_vision_language_model
 from trl import GRPOTrainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
@@ -422,42 +422,6 @@ def test_vision_language_model_trains(tmp_path):
     assert all(inputs["pixel_values"].shape == (4, 3, 8, 8) for inputs in trainer.inputs)
     assert_weights_are_those_of_trained_tokens(trainer)
     assert all(0 < entry["trace/value_gap_bound_last"] < 1 for entry in history(trainer))
-
-
-def tiny_vision_language_model():
-    """A LLaVA of 16 dimensions: CLIP's vision tower, 4 patches an image, and Qwen2 for the text."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, LlavaProcessor
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image>"]})
-    template = (
-        "{%- for message in messages -%}<|im_start|>{{ message.role }}\n"
-        "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = tiny_model("qwen2", tokenizer=tokenizer, layers=1).config.to_dict()
-    vision = {"model_type": "clip_vision_model", "image_size": 8, "patch_size": 4, **width}
-    config = AutoConfig.for_model(
-        "llava",
-        text_config=text,
-        vision_config=vision,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-        vision_feature_layer=-1,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config)
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}),
-        tokenizer,
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
-    return processor, model
 
 
 # --- Tools and environments

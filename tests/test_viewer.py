@@ -92,12 +92,13 @@ def test_value_change_skips_what_is_not_trained_and_ends_with_the_reward(tmp_pat
     assert only(jsonl(tmp_path / "x.jsonl", row)).columns["value_change"] == [-0.25, 0.5, None, -0.75]
 
 
-@pytest.mark.parametrize(("above", "right"), [(0.0, True), (0.5, False)])
-def test_right_is_a_reward_above_a_threshold_unless_the_table_says_so(tmp_path, above, right):
+@pytest.mark.parametrize(("above", "right"), [(None, True), (0.0, True), (0.5, False)])
+def test_right_is_a_reward_above_a_threshold_unless_the_table_says_so_and_nothing_is_asked(tmp_path, above, right):
     file = jsonl(tmp_path / "x.jsonl", {"tokens": ["a"], "reward": 0.5})
     assert only(file, right=Right(above=above)).right == right
     file = jsonl(tmp_path / "y.jsonl", {"tokens": ["a"], "reward": 0.5, "correct": not right})
-    assert only(file, right=Right(above=above)).right != right
+    assert only(file).right != right
+    assert only(file, right=Right(above=0.0 if above is None else above)).right == right
 
 
 # --- Which completions

@@ -77,6 +77,29 @@ class Watched(VAPOTrainer):
         return credited
 
 
+class BestFirst(VAPOTrainer):
+    """Takes its first checkpoint for the best, as if the reward had fallen ever since."""
+
+    def _determine_best_metric(self, metrics, trial):
+        is_best = self.state.best_metric is None
+        if is_best:
+            self.state.best_metric, self.state.best_global_step = 1.0, self.state.global_step
+        return is_best
+
+
+BEST_AT_END = {
+    "save_strategy": "steps",
+    "eval_strategy": "steps",
+    "save_steps": 1,
+    "eval_steps": 1,
+    "max_steps": 3,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_reward",
+    "per_device_eval_batch_size": 4,
+    "eval_dataset": Dataset.from_dict({"prompt": PROMPTS[:4]}),
+}
+
+
 def make_trainer(model_dir, folder, reward=share_of_even, rollout=fixed_rollout, trainer=Watched, **settings):
     arguments = {name: settings.pop(name, None) for name in ("critic", "peft_config", "eval_dataset")}
     return trainer(

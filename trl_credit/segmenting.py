@@ -6,7 +6,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 
@@ -76,6 +76,24 @@ class DelimiterSegmenter:
     target_length: int = 120
     max_length: int = 240
     max_segments: int | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> "DelimiterSegmenter":
+        """
+        The segmenter that a configuration describes.
+
+        Args:
+            config:
+                With the options `segment_min_length`, `segment_target_length`, `segment_max_length` and `max_segments`.
+        """
+        try:
+            return cls(
+                config.segment_min_length, config.segment_target_length, config.segment_max_length, config.max_segments
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{type(config).__name__}: {error} They are `segment_min_length` and so on here."
+            ) from None
 
     def __post_init__(self):
         """Refuse lengths that contradict each other."""

@@ -32,7 +32,8 @@ def model_card(run):
 @check
 def functions():
     utils = importlib.import_module("trl.trainer.utils")
-    for name in ("get_config_model_id", "is_async_callable", "maybe_gather_lm_head_ctx"):
+    tiles = ("add_fused_lm_head", "_CHUNKED_LOGPROB_CHUNK_SIZE")
+    for name in ("get_config_model_id", "is_async_callable", "maybe_gather_lm_head_ctx", *tiles):
         assert hasattr(utils, name), f"`trl.trainer.utils` has no `{name}` any more"
     models = importlib.import_module("trl.models.utils")
     assert hasattr(models, "disable_gradient_checkpointing"), (

@@ -31,6 +31,24 @@ def log_probabilities_come_from_the_hidden_states(run):
 
 
 @check
+def networks_beside_the_policy_have_log_probabilities_without_logits(run):
+    model, ids = run.trainer.model, loss_inputs(run)["completion_ids"]
+    tokens = ids.roll(1, 1)
+    tokens[:, 1] = -100
+    try:
+        found = model(input_ids=ids, shift_labels=tokens, fused_lm_head=True).log_probs
+    except (TypeError, AttributeError) as error:
+        raise AssertionError(
+            f"`add_fused_lm_head` does not make a forward with `shift_labels` and `fused_lm_head`: {error}"
+        ) from error
+    logits = model(input_ids=ids).logits / 0.7
+    expected = logits.log_softmax(-1).gather(2, tokens.clamp(min=0).unsqueeze(2)).squeeze(2)
+    assert torch.allclose(found, torch.where(tokens == -100, 0, expected), atol=1e-4), (
+        "`log_probs` of a `fused_lm_head` are not those of `shift_labels`, 0 where they are -100"
+    )
+
+
+@check
 def loss_reads_its_terms_after_the_log_probabilities(run):
     events = []
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import vapo_worker
 from launch import BIN, CONFIGS, TESTS, accelerate, run
 from safetensors.torch import load_file
@@ -132,6 +133,21 @@ def test_the_fresh_head_starts_at_the_mean_reward_and_every_weight_of_the_critic
             assert (weight - before[name]).abs().max() > 10 * TOLERANCE, name
 
 
+def test_14_adapters_on_a_base_in_bfloat16_are_trained_with_zero_3(model_dir, one_process, tmp_path):
+    scenarios = list(vapo_worker.BF16_SCENARIOS)
+    script = [TESTS / "distributed" / "vapo_worker.py", model_dir, tmp_path, *scenarios]
+    run(accelerate(CONFIGS / "zero3.yaml", *script, precision="bf16"), engine="zero3")
+    fresh, loaded = (Run(tmp_path / scenario) for scenario in scenarios)
+    adapters = [name for name in fresh.weights["critic"] if "lora_" in name]
+    for trained in (fresh, loaded):
+        assert trained.engines["critic"]["zero_stage"] == 3 and trained.critic_steps == 5
+        assert {trained.weights["critic"][name].dtype for name in adapters} == {torch.bfloat16}
+    for name in adapters:
+        assert (loaded.weights["critic"][name] - fresh.weights["critic"][name]).abs().max() > 0, name
+    for step, other in zip(fresh.steps, one_process["lora"].steps, strict=True):
+        assert step["critic/value_mean"] == pytest.approx(other["critic/value_mean"], rel=0.1)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_frozen_of_a_critic_stays_bit_for_bit(runs, engine, model_dir):
     before, after = load_file(model_dir / "model.safetensors"), runs(engine)["frozen"].weights["critic"]
@@ -146,6 +162,15 @@ def test_a_gradient_of_the_critic_that_is_not_finite_leaves_its_weights_as_they_
     assert "gradient norm of the critic is" in run.error and "in its update 4" in run.error
     assert run.critic_steps == 3
     assert all(weight.isfinite().all() for weight in run.weights["critic"].values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_best_policy_is_loaded_with_the_critic_of_its_step(runs, engine):
+    run = runs(engine)["best"]
+    for network, folder in (("policy", ""), ("critic", "critic")):
+        first, last = (load_weights(run.folder / f"checkpoint-{step}" / folder) for step in (1, 3))
+        assert all(weight.equal(first[name]) for name, weight in run.weights[network].items()), network
+        assert any(not weight.equal(last[name]) for name, weight in run.weights[network].items()), network
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -18,7 +18,8 @@ import vapo_runs
 from accelerate.utils import gather_object
 from peft import LoraConfig
 from torch import distributed
-from vapo_runs import SETTINGS
+from transformers import training_args
+from vapo_runs import BEST_AT_END, SETTINGS, BestFirst
 
 from trl_credit import VAPOTrainer
 
@@ -45,6 +46,12 @@ SCENARIOS = {
     "saved": SAVED,
     "resumed": SAVED,
     "broken": {},  # a gradient of the critic that is none
+    "best": BEST_AT_END,
+}
+_LORA_ON_BF16 = {**SCENARIOS["lora"], "critic_model_init_kwargs": {"dtype": "bfloat16"}, "bf16": True}
+BF16_SCENARIOS = {
+    "lora on bf16": _LORA_ON_BF16,
+    "lora on bf16, loaded": {**_LORA_ON_BF16, "critic_peft_config": None},  # the critic that the other one has saved
 }
 IN_THREES = {"per_device_train_batch_size": 3, "reward": sppo_runs.unscored_now_and_then}
 SPPO_SCENARIOS = {  # the critic is of another family
@@ -83,8 +90,11 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
     else:
         if scenario == "shared":
             settings["peft_config"] = LoraConfig(r=4, target_modules="all-linear")
-        settings = {**COMMON, **VAPO, **SCENARIOS[scenario], **settings}
-        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=VAPOTrainer, **settings)
+        if scenario.endswith("loaded"):
+            settings["critic"] = output_dir.replace(", loaded", "/critic")
+        settings = {**COMMON, **VAPO, **{**SCENARIOS, **BF16_SCENARIOS}[scenario], **settings}
+        kind = BestFirst if scenario == "best" else VAPOTrainer
+        trainer = vapo_runs.make_trainer(model_dir, output_dir, trainer=kind, **settings)
     error = None
     if scenario == "broken":
         trainer.critic_loss = broken_after(trainer, updates=3)
@@ -112,6 +122,8 @@ if __name__ == "__main__":
     model_dir, output_dir, *scenarios = sys.argv[1:]
     accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
     on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
+    # For bf16 without a GPU transformers asks for `use_cpu`, with which accelerate takes no DeepSpeed.
+    training_args.is_torch_bf16_gpu_available = lambda: True
     for scenario in scenarios:
         whole = scenario.replace("resumed", "saved")
         resume = f"{output_dir}/{whole}/checkpoint-1" if scenario != whole else None

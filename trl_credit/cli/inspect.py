@@ -26,13 +26,12 @@ def make_parser() -> ArgumentParser:
     add(
         "--right_reward",
         metavar="NAME",
-        help="reward function that decides what is right, where the table does not; by default, the first or only one",
+        help="reward function that decides what is right; by default what the run decided, else the first or only one",
     )
     add(
         "--right_above",
         type=float,
-        default=0.0,
-        help="a completion to which it gives more than this is right (default: %(default)s)",
+        help="a completion to which it gives more than this is right; by default 0 or what the run decided",
     )
     return parser
 

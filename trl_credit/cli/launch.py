@@ -1,5 +1,6 @@
 """Subcommands that train: TRL's parser reads the arguments, TRL's launcher starts the processes."""
 
+import signal
 import sys
 from importlib import import_module
 from importlib.resources import files
@@ -79,7 +80,22 @@ def launch(name: str, argv: list[str], script: str, method: str | None, recipes:
         launch_training_script(
             path, launch_args, first + script_args, launch_command_fn=run, launch_parser_fn=launch_parser
         )
-    except (CalledProcessError, ChildFailedError):  # they have printed why
-        print(f"{parser.prog}: training failed, see the first error above.", file=sys.stderr)
+    except CalledProcessError as error:
+        print(f"{parser.prog}: {_why(error.returncode)}", file=sys.stderr)
+        return 1
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        print(f"{parser.prog}: {_why(failure.exitcode, f' of rank {rank}')}", file=sys.stderr)
         return 1
     return 0
+
+
+def _why(status: int, of_rank: str = "") -> str:
+    """What to say of a process that ended with this status; negative ones are those of signals."""
+    if status >= 0:
+        return "training failed, see the first error above."
+    return (
+        f"the process{of_rank} was killed by {signal.Signals(-status).name}, which leaves no error. Memory that ran "
+        "out (`dmesg` says so) or a scheduler are the usual causes. `--resume_from_checkpoint true` goes on from the "
+        "last checkpoint in `--output_dir`."
+    )

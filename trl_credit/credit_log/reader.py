@@ -118,17 +118,17 @@ class Completion:
 @dataclass(frozen=True)
 class Right:
     """
-    Which completions are right, where the table does not say.
+    Which completions are right. Without any of these it is the table that says so, if it does.
 
     Args:
         reward (`str`, *optional*):
             Name of the reward function that decides. Default: the first of the table, or the only reward there is.
-        above (`float`, *optional*, defaults to `0.0`):
-            A completion to which it gives more is right.
+        above (`float`, *optional*):
+            A completion to which it gives more is right. Default: 0.
     """
 
     reward: str | None = None
-    above: float = 0.0
+    above: float | None = None
 
 
 def read_completions(
@@ -150,7 +150,7 @@ def read_completions(
         steps (`list[int]`, *optional*):
             Only those of these steps.
         right ([`Right`], *optional*):
-            Which completions are right, where the table does not say.
+            Which completions are right. Default: what the table says.
         like (`list[Completion]`, *optional*):
             Take those of the same step, prompt and place among the prompt's completions as one of these, if there
             are any.
@@ -302,7 +302,7 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, inde
         tokens = re.findall(r"\s*\S+|\s+$", _plain(text))  # words, for want of anything better
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise BadTable(f"The tokens of {where[0].lower() + where[1:]} are not a list of texts.")
-    names = set(TOKENS + TEXT + PROMPT + REWARD + STEP + RIGHT + ("method", "row", "rewards", "segments"))
+    names = set(TOKENS + TEXT + PROMPT + REWARD + STEP + RIGHT + ("right_by", "method", "row", "rewards", "segments"))
     columns: dict[str, list[float | None]] = {}
     facts: dict[str, str] = {}
     mask = _first(row, TRAINED)
@@ -356,9 +356,12 @@ def _completion(row: dict, where: str, source: str, step: int, number: int, inde
 
 def _is_right(row: dict, reward, rewards: dict, right: Right, where: str) -> tuple[bool | None, str]:
     """Whether a completion is right, and what says so."""
-    for name in RIGHT:
-        if isinstance(row.get(name), (int, float)):
-            return row[name] > 0, f"the table's column {name!r}"
+    if right == Right():
+        for name in RIGHT:
+            if isinstance(row.get(name), (int, float)):
+                return row[name] > 0, row.get("right_by") or f"the table's column {name!r}"
+        if row.get("right_by"):  # the run knew no score of it
+            return None, row["right_by"]
     if right.reward is not None and right.reward not in rewards:
         raise BadTable(
             f"{where} has no reward of {right.reward!r}. Its reward functions are "
@@ -369,7 +372,8 @@ def _is_right(row: dict, reward, rewards: dict, right: Right, where: str) -> tup
         reward, decides = rewards[name], name
     else:
         decides = "reward"
-    return None if reward is None else reward > right.above, f"{decides} above {right.above:g}"
+    above = right.above or 0.0
+    return None if reward is None else reward > above, f"{decides} above {above:g}"
 
 
 def value_changes(

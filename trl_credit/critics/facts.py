@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
+
+from ..saved import read_json
 
 
 FACTS_FILE = "critic.json"
+# A kind of critic, and what a trainer is given for one that begins with the run.
+PROBE = "probe"
 KINDS = {
     "token": "a critic of tokens (VAPO, PPO)",
     "prompt": "a critic of prompts (SPPO)",
     "generative": "a generative critic (GenAC)",
+    PROBE: "a probe critic (VAPO)",
 }
 logger = get_logger(__name__)
 
@@ -28,7 +35,7 @@ class CriticFacts:
 
     Args:
         kind (`str`):
-            `"token"`, `"prompt"` or `"generative"`.
+            `"token"`, `"prompt"`, `"generative"` or `"probe"`.
         settings (`dict`, *optional*):
             Options of its trainer's config, by name, that determine what it is asked and how its answers are read.
         hint (`dict`, *optional*):
@@ -44,6 +51,8 @@ class CriticFacts:
             Arguments of its tokenizer's chat template, for a critic of prompts.
         vocabulary_size (`int`, *optional*):
             Tokens that its network knows.
+        reads (`dict`, *optional*):
+            For a probe critic the `model` whose states it reads, a path or Hub id, and the `temperature` at which.
         updates (`int`, *optional*, defaults to `0`):
             Number of updates so far, including those of earlier stages.
         trl_credit (`str`, *optional*):
@@ -58,6 +67,7 @@ class CriticFacts:
     own_tokenizer: bool = False
     template_kwargs: dict[str, Any] | None = None
     vocabulary_size: int | None = None
+    reads: dict[str, Any] | None = None
     updates: int = 0
     trl_credit: str = field(default_factory=lambda: version("trl-credit"))
 
@@ -81,6 +91,8 @@ class CriticFacts:
         """
         if not isinstance(source, (str, Path)):
             return None
+        if not Path(source).is_dir():
+            _refuse_what_is_no_hub_id(str(source))
         shared = {name: x for name, x in (init_kwargs or {}).items() if name in ("revision", "token", "cache_dir")}
         path = cached_file(
             str(source),
@@ -93,7 +105,7 @@ class CriticFacts:
         if path is None:
             return None
         known = cls.__dataclass_fields__
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        facts = read_json(Path(path))
         return cls(**{name: value for name, value in facts.items() if name in known})
 
     def refuse_other_kind(self, kind: str, source: Any) -> None:
@@ -103,6 +115,17 @@ class CriticFacts:
                 f"{source} is {KINDS.get(self.kind, repr(self.kind))}, as its {FACTS_FILE} says, and {KINDS[kind]} is "
                 f"needed. Give one of kind {kind!r}."
             )
+
+    def refuse_other_run(self, kind: str, settings: dict[str, Any], checkpoint: str) -> None:
+        """Raise if the critic of a checkpoint is of another kind than the run's, or has other settings."""
+        self.refuse_other_kind(kind, checkpoint)
+        for name, own in self.settings.items():
+            if name in settings and not _same(name, settings[name], own):
+                raise ValueError(
+                    f"{checkpoint} was saved by a run with `{name}={own!r}`, and this one has {settings[name]!r}: its "
+                    f"critic's answers would be read otherwise than it gives them. Resume with `{name}={own!r}`, or "
+                    "begin a new run."
+                )
 
     def agreed(self, given: dict[str, Any], defaults: dict[str, Any], source: Any) -> dict[str, Any]:
         """
@@ -160,6 +183,13 @@ class CriticFacts:
         for name, value in self.agreed(given, {name: default_of(x) for name, x in fields.items()}, source).items():
             setattr(config, name, value)
         return config
+
+
+def _refuse_what_is_no_hub_id(source: str) -> None:
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise FileNotFoundError(f"There is no critic in {source}: it is no folder, and no id of the Hub.") from None
 
 
 def default_of(x: Any) -> Any:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from .recording import RecordingSeam
+from .reference import ReferenceSeam
 from .trust_region import trusted_advantages
 
 
@@ -69,7 +69,7 @@ def trained_tokens(inputs: dict) -> torch.Tensor:
     return (mask if "tool_mask" not in inputs else mask * inputs["tool_mask"]).bool()
 
 
-class LossSeam(RecordingSeam):
+class LossSeam(ReferenceSeam):
     """The part of [`CreditTrainer`] that changes the loss."""
 
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true

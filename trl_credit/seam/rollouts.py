@@ -119,6 +119,18 @@ class RolloutSeam(SamplingSeam):
         Yields:
             `list[list[dict]]`: The micro-batches of each optimizer step that a rollout provides.
         """
+        for number, batch in self._batches(skip):
+            if checkpoint is not None:
+                self._load_rng_state(checkpoint)
+                checkpoint = None
+            self.model.train()
+            self._rollout_number = number
+            rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
+            self._rollout_number = 0
+            yield self._begun_steps(rollout)
+
+    def _batches(self, skip: int):
+        """Numbers and rows of the training data for one rollout after another, without end."""
         loader = self.get_train_dataloader()
         number = 0
         for epoch in itertools.count():
@@ -133,22 +145,16 @@ class RolloutSeam(SamplingSeam):
                     break
                 empty = False
                 number += 1
-                if number <= skip:
-                    continue
-                if checkpoint is not None:
-                    self._load_rng_state(checkpoint)
-                    checkpoint = None
-                self.model.train()
-                self._rollout_number = number
-                rollout: Any = shuffle_sequence_dict(self._generate_and_score_completions(batch))
-                self._rollout_number = 0
-                parts = split_tensor_dict(rollout, self._rollout_parts)
-                steps = self._steps_of(parts)
-                for step in steps:
-                    self._begin_step(step)
-                yield steps
+                if number > skip:
+                    yield number, batch
             if empty:
                 raise ValueError("The training data hold fewer prompts than one rollout needs.")
+
+    def _begun_steps(self, rollout: dict) -> list[list[dict]]:
+        steps = self._steps_of(split_tensor_dict(rollout, self._rollout_parts))
+        for step in steps:
+            self._begin_step(step)
+        return steps
 
     def _make_token_mean_exact(self, micro_batches: list[dict]) -> None:
         # TRL divides by the tokens of the generation batch, shared out evenly over its optimizer steps.
@@ -165,6 +171,11 @@ class RolloutSeam(SamplingSeam):
     def _tokenize_prompts(self, prompts):
         tokenized = super()._tokenize_prompts(prompts)
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
+            if len(ids) == 0:
+                raise ValueError(
+                    f"The prompt {prompt!r} has no tokens, so there is nothing to go on from. Drop such rows from the "
+                    "dataset."
+                )
             if len(ids) >= self._context:
                 raise ValueError(
                     f"A prompt has {len(ids)} tokens, and the model's context of {self._context} leaves no room for a "
@@ -188,30 +199,13 @@ class RolloutSeam(SamplingSeam):
         return scores
 
     def _generate_and_score_completions(self, inputs, *args, **kwargs):
-        self.rollout_rows, self._draws = inputs, 0
-        self._fields_of_completions = set()
-        if self.scores_continuations:
-            self._refuse_unscorable()
-        columns = set(inputs[0])
-        rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
-        self._fields_of_completions = set(inputs[0]) - columns
-        if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
-            raise ValueError(
-                f"`rollout_func` returned an `env_mask` with zeros: tokens that the policy did not write. Nothing "
-                f"writes them in the continuations that {type(self).__name__} samples. Leave them out."
-            )
-        rewards = weighted_reward(self._scores, self.reward_weights)
-        start = self.accelerator.process_index * len(inputs)
-        own = slice(start, start + len(inputs))
+        rollout = self._generate_and_score(inputs, *args, **kwargs)
+        rewards = weighted_reward(self.reward_scores, self.reward_weights)
         if self._credit_log is not None and self._mode == "train":
-            scores = dict(zip(self.reward_func_names, self._scores[own].unbind(1), strict=True))
-            self._credit_log.begin_rollout(
-                self.state.global_step, rollout, rewards[own], scores, self._losses_of_rollout
-            )
-        known = set(rollout)
-        rollout = self.assign_credit(rollout, rewards[own], self._mode)
-        check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)
-        self.add_credit("advantage", rollout["advantages"])
+            scores = dict(zip(self.reward_func_names, self.reward_scores.unbind(1), strict=True))
+            self._credit_log.begin_rollout(self.state.global_step, rollout, rewards, scores, self._losses_of_rollout)
+        rollout = self._assign_credit(rollout, rewards)
+        self._reading = None
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
         advantages = rollout["advantages"]
@@ -223,4 +217,33 @@ class RolloutSeam(SamplingSeam):
         for _ in range(min(len(advantages), len(table))):
             table.pop()
         table.extend(advantages)
+        return rollout
+
+    def _generate_and_score(self, inputs, *args, **kwargs) -> dict:
+        """TRL's rollout; its rewards are in `reward_scores`."""
+        self.rollout_rows, self._draws = inputs, 0
+        self._fields_of_completions = set()
+        for row, example in enumerate(inputs):
+            if example["prompt"] is None:
+                raise ValueError(
+                    f"The prompt of row {row} of the batch at step {self.state.global_step} is None. Drop such rows "
+                    "from the dataset."
+                )
+        if self.scores_continuations:
+            self._refuse_unscorable()
+        columns = set(inputs[0])
+        rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        self._fields_of_completions = set(inputs[0]) - columns
+        if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
+            raise ValueError(
+                f"`rollout_func` returned an `env_mask` with zeros: tokens that the policy did not write. Nothing "
+                f"writes them in the continuations that {type(self).__name__} samples. Leave them out."
+            )
+        return rollout
+
+    def _assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
+        known = set(rollout)
+        rollout = self.assign_credit(rollout, rewards, self._mode)
+        check_keys(rollout, known, declared_keys(type(self)), type(self).__name__)
+        self.add_credit("advantage", rollout["advantages"])
         return rollout

@@ -10,7 +10,8 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
@@ -18,8 +19,8 @@ from trl.trainer.utils import get_config_model_id
 from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
-from .resuming import BeginTraining, ResumableSampler, save_rollout
-from .rollouts import RolloutSeam
+from .kept_rollouts import KeptRolloutSeam
+from .resuming import BeginTraining, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 
 
@@ -28,7 +29,7 @@ logger = get_logger(__name__)
 _ENOUGH_STEPS = 5
 
 
-class CreditTrainer(RolloutSeam):
+class CreditTrainer(KeptRolloutSeam):
     """`GRPOTrainer` with hooks for credit assignment. Subclasses override the hooks and name themselves."""
 
     config_class: type[CreditConfig]
@@ -68,6 +69,7 @@ class CreditTrainer(RolloutSeam):
             self.rollout_func = checked_rollout_func(self.rollout_func)
         self._step_inputs: list[dict] = []  # micro-batches of the optimizer step under way
         self._resume_from: str | None = None
+        self._saved_beside: Path | None = None  # where a checkpoint is being saved
         self._moves_policy = True  # see `run_without_training`
         self._name_in_stage: Callable[[str], str] | None = None  # see `logging_as`
         self._steps_without_gradient = 0
@@ -138,7 +140,7 @@ class CreditTrainer(RolloutSeam):
             raise RuntimeError("This version of transformers cannot begin a run without training: use 5.0 or later.")
         self._moves_policy = False
         try:
-            super().train(resume_from_checkpoint=checkpoint)
+            super().train(resume_from_checkpoint=checkpoint_to_resume(self, checkpoint))
         finally:
             self._moves_policy = True
 
@@ -187,6 +189,10 @@ class CreditTrainer(RolloutSeam):
         )
 
     # --- Wrapped methods of TRL
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As TRL's, from a checkpoint that is whole: others are refused by name. The text `"true"` counts as `True`."""
+        return super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
+
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
         # A loss can be finite and its gradient not. (A gradient scaler, with float16, skips such steps by itself.)
@@ -270,13 +276,30 @@ class CreditTrainer(RolloutSeam):
         self.save_networks(Path(output_dir or str(self.args.output_dir)))
         super().save_model(output_dir, _internal_call)
 
+    def _get_output_dir(self, trial):
+        return super()._get_output_dir(trial) if self._saved_beside is None else str(self._saved_beside)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self._saved_beside is None:  # else it is pushed from its place
+            super()._push_from_checkpoint(checkpoint_folder)
+
     def _save_checkpoint(self, model, trial):
-        if not self.args.save_only_model:
-            # Before TRL's, which pushes checkpoints, and by which a checkpoint is told to be complete.
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            save_rollout(self, folder)
-            self.save_training_state(folder)
-        super()._save_checkpoint(model, trial)
+        run = Path(self._get_output_dir(trial=trial))
+        place = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with saved_whole(place, self) as folder:
+            if not self.args.save_only_model:
+                save_rollout(self, folder)
+                self.save_training_state(folder)
+            super()._save_checkpoint(model, trial)
+            best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best == place or best.is_dir():  # TRL has looked for it beside
+                self.state.best_model_checkpoint = str(best)
+                if self.args.should_save:
+                    self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
+        if self.args.should_save:
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def save_checkpoint(self) -> None:
         """Make a checkpoint of the run as it is now."""

@@ -12,6 +12,8 @@ from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...saved import fitting, read_tensors
+
 
 STATE_FILE = "critic_state.pt"
 
@@ -81,6 +83,9 @@ class LocalBackend:
         """Set all of a parameter to a number. Every process must call this."""
         parameter.fill_(value)
 
+    def after_evaluation(self) -> None:
+        """Called after passes without gradients."""
+
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights, whole, on the main process at least. Every process must call this."""
         return self.network.state_dict()
@@ -105,10 +110,17 @@ class LocalBackend:
 
     def load_state(self, folder: Path, load_saved_network) -> dict:
         """The reverse of `save_state`; returns the `extra`."""
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        state = read_tensors(folder / STATE_FILE)
         weights = state.pop("weights", None)
-        self.load_weights(load_saved_network().state_dict() if weights is None else weights)
-        self.load_optimizer_state(state.pop("optimizer"))
+        weights = load_saved_network().state_dict() if weights is None else weights
+        with fitting(f"The critic of {folder}", "Give the run the critic that it began with, and the same adapters."):
+            self.load_weights(weights)
+        how = (
+            "Parameters with other rates or decay are other groups: give `critic_learning_rate`, "
+            "`critic_head_learning_rate` and `critic_weight_decay` as it had them."
+        )
+        with fitting(f"The critic's optimizer in {folder / STATE_FILE}", how):
+            self.load_optimizer_state(state.pop("optimizer"))
         return state
 
 
@@ -134,6 +146,14 @@ class FSDP2Backend(LocalBackend):
             # It calls its base model, not itself, and FSDP gathers what no layer holds when the whole is called.
             register_fsdp_forward_method(self.network, "generate")
         return self.network
+
+    def after_evaluation(self):
+        from torch.distributed.fsdp import FSDPModule
+
+        # Without a backward pass the outermost weights stay whole, and are not those that are saved, filled and loaded.
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     @contextmanager
     def micro_batch(self, last: bool):

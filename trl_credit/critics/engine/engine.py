@@ -14,7 +14,9 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import get_scheduler
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import CONFIG_NAME
 
+from ...saved import reading
 from .backends import STATE_FILE, make_backend
 
 
@@ -130,8 +132,10 @@ class CriticEngine:
             self.settings.scheduler_kwargs,
         )
         if self._saved_schedule is not None:
-            self.schedule.load_state_dict(self._saved_schedule)
-            for group, rate in zip(groups, self.schedule.get_last_lr(), strict=True):
+            steps, peaks = self._saved_schedule["last_epoch"], self.schedule.base_lrs
+            rates = [peak * factor(steps) for peak, factor in zip(peaks, self.schedule.lr_lambdas, strict=True)]
+            self.schedule.load_state_dict({**self._saved_schedule, "base_lrs": peaks, "_last_lr": rates})
+            for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
             self._saved_schedule = None
 
@@ -165,7 +169,9 @@ class CriticEngine:
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
         with self._autocast():
-            return forward(self.module)
+            result = forward(self.module)
+        self.backend.after_evaluation()
+        return result
 
     def _autocast(self):
         if self._compute_dtype is None:
@@ -218,7 +224,7 @@ class CriticEngine:
         if not torch.isfinite(torch.tensor(mean)):
             raise FloatingPointError(
                 f"The critic's loss is {mean} in its update {self.steps + 1}: training stops here rather than go on "
-                "with broken weights. Usual causes: a learning rate that is too high, rewards of very different sizes."
+                f"with broken weights. Usual causes: {self._usual_causes}."
             )
         rates = self.learning_rates
         norm = self.backend.step()
@@ -229,11 +235,20 @@ class CriticEngine:
                 f"The gradient norm of the critic is {norm} in its update {self.steps + 1}, of a loss of {mean:g}: "
                 "training stops here rather than step to broken weights; those of the critic are as they were. The "
                 "policy has no part in it. Usual causes: an overflow in the critic's backward pass, weights of the "
-                "critic that were broken before."
+                f"critic that were broken before, {self._usual_causes}."
             )
         self.schedule.step()
         self.steps += 1
         return {"loss": mean, "grad_norm": norm, **rates}
+
+    @property
+    def _usual_causes(self) -> str:
+        if any(p.dtype == torch.float16 for p in self.network.parameters()):
+            return (
+                "weights in float16, whose numbers end at 65504 (load them in bfloat16 or float32, e.g. with "
+                '`critic_model_init_kwargs={"dtype": "bfloat16"}`)'
+            )
+        return "a learning rate that is too high, rewards of very different sizes"
 
     def save(self, folder: str | Path) -> None:
         """Save the network in plain `save_pretrained` form. Every process must call this."""
@@ -246,7 +261,12 @@ class CriticEngine:
         """Save optimizer, schedule and counters beside it. Every process must call this."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         assert self.schedule is not None, "`begin` comes before the first checkpoint"
-        extra = {"schedule": self.schedule.state_dict(), "steps": self.steps, "counters": counters}
+        extra = {
+            "schedule": self.schedule.state_dict(),
+            "steps": self.steps,
+            "counters": counters,
+            "options": {**self._applied_options, **self._kept_options},
+        }
         self.backend.save_state(Path(folder), extra)
         self.accelerator.wait_for_everyone()
 
@@ -271,9 +291,15 @@ class CriticEngine:
             )
 
         def load_saved_network():
-            return type(self.backend.network).from_pretrained(network_folder, dtype=_dtype(self.network))
+            if not (Path(network_folder) / CONFIG_NAME).is_file():  # without it a model of some default size is made
+                raise FileNotFoundError(f"{network_folder} holds no critic: it has no {CONFIG_NAME}.")
+            with reading(Path(network_folder)):
+                return type(self.backend.network).from_pretrained(network_folder, dtype=_dtype(self.network))
 
         extra = self.backend.load_state(folder, load_saved_network)
+        # 0.2.0 saved no more of them than the rates, in the schedule.
+        saved = extra.get("options") or {"critic_learning_rate": extra["schedule"]["base_lrs"][0]}
+        self._compare_options(saved, folder)
         self._saved_schedule = extra["schedule"]
         self.steps = extra["steps"]
         return extra["counters"]
@@ -288,6 +314,41 @@ class CriticEngine:
         self.steps, self._saved_schedule = steps, None
         for group, rate in zip(self.backend.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
+
+    @property
+    def _applied_options(self) -> dict[str, Any]:
+        """Those of the trainer's config that a resumed run may set anew."""
+        settings = self.settings
+        return {
+            "critic_learning_rate": settings.learning_rate,
+            "critic_head_learning_rate": settings.head_learning_rate,
+            "critic_lr_scheduler_type": settings.scheduler,
+            "critic_warmup_steps": settings.warmup_steps,
+            "critic_max_grad_norm": settings.max_grad_norm,
+        }
+
+    @property
+    def _kept_options(self) -> dict[str, Any]:
+        """Those that are a part of the optimizer's state."""
+        settings = self.settings
+        return {
+            "critic_optim": settings.optimizer.__name__,
+            "critic_optim_args": str(settings.optimizer_kwargs),
+            "critic_weight_decay": settings.weight_decay,
+        }
+
+    def _compare_options(self, saved: dict[str, Any], folder: Path) -> None:
+        """Say which options are new in this run; raise for those that its optimizer's state would not follow."""
+        for name, own in self._kept_options.items():
+            if saved.get(name, own) != own:
+                raise ValueError(
+                    f"The critic's optimizer in {folder} was saved with `{name}={saved[name]}`, and this run asks for "
+                    f"{own}. Resume with what it had; or begin a new run, with the `critic` of that folder."
+                )
+        new = {name: own for name, own in self._applied_options.items() if saved.get(name, own) != own}
+        if new:
+            was = {name: saved[name] for name in new}
+            logger.warning(f"From here the critic is trained with {new}; until {folder} it was with {was}.")
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         settings = self.settings
@@ -317,8 +378,16 @@ class CriticEngine:
 def _keep_in_float32(network: nn.Module, accelerator: Accelerator) -> torch.dtype | None:
     """Trained weights of lower precision in float32; returns what they are to compute in, or `None` for no change."""
     low = [p for p in network.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
-    if not low or (accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16"):
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
+        bf16: dict = accelerator.state.deepspeed_plugin.deepspeed_config.get("bf16", {})
+        if bf16.get("bf16_master_weights_and_grads") is True:
+            logger.warning(
+                "`bf16_master_weights_and_grads` in the DeepSpeed config leaves no copy of the critic's weights in "
+                "float32: most updates will be lost to rounding. Take it out."
+            )
         return None  # DeepSpeed has float32 copies of its own
+    if not low:
+        return None
     if any(hasattr(p, "ds_id") for p in low):
         logger.warning(
             f"The critic's weights are {low[0].dtype}, which ZeRO-3 has split already, and without `bf16` it keeps no "
@@ -326,6 +395,11 @@ def _keep_in_float32(network: nn.Module, accelerator: Accelerator) -> torch.dtyp
             '`critic_model_init_kwargs={"dtype": "float32"}`, or train with `bf16=True`.'
         )
         return None
+    logger.warning(
+        f"The critic was loaded in {low[0].dtype}. The weights of it that are trained are kept in float32, which takes "
+        "twice the memory, and compute in bfloat16: of weights in bfloat16 most updates would be lost to rounding. To "
+        'compute in float32 too, set `critic_model_init_kwargs={"dtype": "float32"}`.'
+    )
     for p in low:
         p.data = p.data.float()
     return torch.bfloat16

@@ -9,6 +9,7 @@ from accelerate.utils import is_peft_model
 
 
 FLEX_BLOCK = 128  # tokens of a block of FlexAttention
+_MASK_ROWS = 512  # of a dense mask that are made at a time
 
 
 def sees(branch: torch.Tensor, position: torch.Tensor, cut: torch.Tensor) -> Callable[..., torch.Tensor]:
@@ -40,16 +41,20 @@ def sees(branch: torch.Tensor, position: torch.Tensor, cut: torch.Tensor) -> Cal
 
 def dense_mask(branch: torch.Tensor, position: torch.Tensor, cut: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
-    The mask of [`sees`] as numbers that are added to attention scores: 0, or the lowest of `dtype`.
+    The mask of [`sees`] as numbers that are added to attention scores: 0, or the lowest of `dtype`. Making it takes
+    little memory beyond its own.
 
     Returns:
         `torch.Tensor`: Shape `(B, 1, L, L)`.
     """
-    rows = torch.arange(branch.shape[0], device=branch.device)[:, None, None]
-    tokens = torch.arange(branch.shape[1], device=branch.device)
-    allowed = sees(branch, position, cut)(rows, None, tokens[:, None], tokens)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=branch.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(1)
+    (batch, length), device = branch.shape, branch.device
+    rows = torch.arange(batch, device=device)[:, None, None]
+    tokens = torch.arange(length, device=device)
+    mask_mod = sees(branch, position, cut)
+    mask = torch.zeros(batch, length, length, dtype=dtype, device=device)
+    for queries, part in zip(tokens.split(_MASK_ROWS), mask.split(_MASK_ROWS, dim=1), strict=True):
+        part.masked_fill_(~mask_mod(rows, None, queries[:, None], tokens), torch.finfo(dtype).min)
+    return mask.unsqueeze(1)
 
 
 def block_mask(branch: torch.Tensor, position: torch.Tensor, cut: torch.Tensor):

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..token import refuse_kwargs_of_a_model, refuse_lora_dropout, turn_dropout_off
+from ..token import adapters_are_float32, refuse_kwargs_of_a_model, refuse_lora_dropout, turn_dropout_off
 
 
 def make_generative_critic(
@@ -78,7 +78,9 @@ def _from_adapter(source: str | Path, peft_config: Any, kwargs: dict) -> nn.Modu
         raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     base = str(PeftConfig.from_pretrained(str(source)).base_model_name_or_path)
     network = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-    return PeftModel.from_pretrained(network, str(source), is_trainable=True)
+    return PeftModel.from_pretrained(
+        network, str(source), is_trainable=True, autocast_adapter_dtype=adapters_are_float32()
+    )
 
 
 def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
@@ -89,5 +91,4 @@ def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
     refuse_lora_dropout(peft_config)
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = TaskType.CAUSAL_LM
-    # The base is bf16 or quantized where adapters are used with ZeRO-3, which wants one dtype.
-    return get_peft_model(network, peft_config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+    return get_peft_model(network, peft_config, autocast_adapter_dtype=adapters_are_float32())

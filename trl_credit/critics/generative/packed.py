@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...seam.lm_head import tiled_lm_head, why_not_tiled
 from .branch_mask import FLEX_BLOCK, attention_of, block_mask, dense_mask
 
 
@@ -160,8 +161,8 @@ def plan_rows(
 
 def answer_log_probs(network: Any, rows: Sequence[Row], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-probabilities of the answers in a micro-batch, in one forward pass, with the language-model head at no other
-    tokens.
+    Log-probabilities of the answers in a micro-batch, in one forward pass. The logits are computed in tiles wherever
+    the network allows it, else those of all answers are in memory at once.
 
     Rows of one branch each need no mask but that of their padding. For others the network must be one that
     [`~trl_credit.critics.generative.branch_mask.refuse_unpackable`] accepts.
@@ -194,17 +195,21 @@ def answer_log_probs(network: Any, rows: Sequence[Row], temperature: float = 1.0
         mask = block_mask(branch, position, cut)
     else:
         mask = dense_mask(branch, position, cut, _computing_dtype(network, device))
-    kept = max((row.answer_tokens for row in rows), default=1)
-    output = network(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=kept, use_cache=False)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
 
-    chosen = torch.zeros(len(layouts), kept, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        chosen[i, kept - row.answer_tokens :] = True
-    chosen = chosen.to(device)
     answers = [answer for row in rows for answer in row.answers]
     tokens = torch.tensor([token for answer in answers for token in answer], dtype=torch.long, device=device)
-    logits = output.logits[chosen].float() / temperature
-    log_probs = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+    counts = torch.tensor([row.answer_tokens for row in rows] or [0], device=device)
+    chosen = torch.arange(width, device=device) >= width - counts.unsqueeze(1)
+    if why_not_tiled(network) is None:
+        labels = torch.full_like(ids, -100).masked_scatter(chosen, tokens)
+        with tiled_lm_head(network, temperature):
+            log_probs = network(**inputs, shift_labels=labels, fused_lm_head=True).log_probs[chosen]
+    else:
+        kept = max(int(counts.max()), 1)
+        logits = network(**inputs, logits_to_keep=kept, use_cache=False).logits
+        logits = logits[chosen[:, -kept:]].float() / temperature
+        log_probs = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
 
     lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.long, device=device)
     present = torch.arange(max(map(len, answers), default=0), device=device) < lengths.unsqueeze(1)

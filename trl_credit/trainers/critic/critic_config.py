@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
-from ...options import at_least, one_of, unless
+from ...options import at_least, between, one_of, unless
 from ...seam.config import NO_GROUP, CreditConfig
 
 
@@ -65,6 +65,17 @@ class CriticConfig(CreditConfig):
         critic_pretraining_explained_variance_threshold (`float`, *optional*):
             End pretraining early once the explained variance over one rollout is at least this. If both thresholds are
             set, both must hold.
+        critic_pretraining_rollouts (`str`, *optional*):
+            Folder of stored rollouts to pretrain on, so that later runs with the same policy generate none. What is not
+            there is written first: the rollouts that `critic_pretraining_steps` updates need if each is used once.
+            Default: none are stored, and each is used once.
+        critic_pretraining_epochs (`int`, *optional*, defaults to `8`):
+            Most passes over the stored rollouts.
+        critic_pretraining_held_out (`float`, *optional*, defaults to `0.1`):
+            Share of the prompts of the stored rollouts that the critic does not learn from. Its error on them is
+            measured after each pass, and the critic with the lowest is kept. At 0 it is the last one.
+        critic_pretraining_patience (`int`, *optional*, defaults to `2`):
+            End pretraining after this many passes in a row without a lower error. `None`: make all passes.
         positive_reward_funcs (`list[str]`, *optional*):
             Names of the reward functions that decide which completions are right, or positive: every one of them that
             scores a completion must say so. Default: all with a positive weight.
@@ -108,6 +119,14 @@ class CriticConfig(CreditConfig):
     critic_pretraining_explained_variance_threshold: float | None = field(
         default=None, metadata=unless(critic_pretraining_steps=0)
     )
+    critic_pretraining_rollouts: str | None = field(default=None, metadata=unless(critic_pretraining_steps=0))
+    critic_pretraining_epochs: int = field(default=8, metadata=at_least(1) | unless(critic_pretraining_rollouts=None))
+    critic_pretraining_held_out: float = field(
+        default=0.1, metadata=between(0, 1, open_end=True) | unless(critic_pretraining_rollouts=None)
+    )
+    critic_pretraining_patience: int | None = field(
+        default=2, metadata=at_least(1) | unless(critic_pretraining_rollouts=None, critic_pretraining_held_out=0)
+    )
     positive_reward_funcs: list[str] | None = None
     critic_hub_model_id: str | None = None
     scale_rewards: str = "none"
@@ -121,3 +140,11 @@ class CriticConfig(CreditConfig):
                     f"{type(self).__name__}: `{option}` must be a dict, got {type(value).__name__}. Pass a "
                     "`PeftConfig` as the trainer's argument."
                 )
+        if self.critic_pretraining_rollouts is not None:
+            for option in ("critic_pretraining_loss_threshold", "critic_pretraining_explained_variance_threshold"):
+                if getattr(self, option) is not None:
+                    raise ValueError(
+                        f"{type(self).__name__}: `{option}={getattr(self, option)!r}` has no effect with "
+                        f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: what is held out says "
+                        "when to end, see `critic_pretraining_patience`. Leave it at None."
+                    )

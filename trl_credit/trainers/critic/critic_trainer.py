@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, is_peft_model
 from torch import nn
-from transformers import Trainer
+from transformers import ProcessorMixin, Trainer
 from transformers.training_args import OptimizerNames
 
 from ...credit.bounded_values import output_for
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, ROWS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
-from ...critics.facts import CriticFacts, fingerprint
+from ...critics.facts import PROBE, CriticFacts, fingerprint
 from ...critics.freezing import freeze
 from ...critics.fresh_head import answers_everywhere, trained_head
+from ...critics.refusals import refuse_image_columns, refuse_other_vocabulary
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
+from ...critics.token import make_token_critic
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
 from .pretraining import CRITIC_FOLDER, CriticPretraining
@@ -47,6 +48,7 @@ class CriticTrainer(CriticPretraining):
     def __init__(self, model, reward_funcs=None, args=None, *rest, critic=None, critic_peft_config=None, **kwargs):
         policy = model
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        _refuse_processor(self.processing_class)
         for dataset in (self.train_dataset, self.eval_dataset):
             refuse_image_columns(dataset)
         if critic is not None and self.args.critic_model_name_or_path is not None:
@@ -62,7 +64,10 @@ class CriticTrainer(CriticPretraining):
             critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
         # What the critic that this run starts from was trained with, if it says so.
-        self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        self._source_facts = None
+        if critic != PROBE:
+            self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        self.critic_kind = self.kind_of(critic, self._source_facts)
         if self._source_facts is not None:
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
@@ -85,6 +90,15 @@ class CriticTrainer(CriticPretraining):
         self._critic_reader: Critic | None = None
 
     # --- What a subclass says
+
+    def kind_of(self, critic: Any, facts: CriticFacts | None) -> str:
+        """The kind of critic that there will be, from the trainer's `critic` argument and what that says of itself."""
+        if critic == PROBE:
+            raise ValueError(
+                f"`critic={PROBE!r}` is for VAPOTrainer; a {type(self).__name__} needs a critic of kind "
+                f"{self.critic_kind!r}. (A folder of that name is {f'./{PROBE}'!r}.)"
+            )
+        return self.critic_kind
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         """The network, from the trainer's `critic` argument, or from the policy if that is None."""
@@ -132,6 +146,10 @@ class CriticTrainer(CriticPretraining):
     def critic_settings(self) -> dict[str, Any]:
         """The config options that determine what the critic is asked and how its answers are read."""
         return {}
+
+    def critic_options(self) -> list[str]:
+        """The config options that say how the critic is trained, for its model card."""
+        return [name for name in sorted(vars(self.args)) if name.startswith("critic_")]
 
     def critic_facts(self) -> CriticFacts:
         """What the critic is, for whatever loads it."""
@@ -295,6 +313,12 @@ class CriticTrainer(CriticPretraining):
 
     # --- What is right
 
+    @property
+    def right_by(self) -> str:
+        """The reward functions that say whether a completion is right."""
+        names = [repr(self.reward_func_names[i]) for i in self._deciding] or ["the sum of all rewards"]
+        return " and ".join(names)
+
     def _deciding_functions(self) -> list[int]:
         """Which reward functions say whether a completion is right."""
         names, asked = list(self.reward_func_names), self.args.positive_reward_funcs
@@ -308,7 +332,7 @@ class CriticTrainer(CriticPretraining):
     def is_right(self, rewards: torch.Tensor, threshold: float) -> torch.Tensor:
         """
         Which completions of the latest rollout are right: each deciding reward function would put the reward above the
-        threshold if all others agreed with it.
+        threshold if all others agreed with it. The credit log is told, too.
 
         Args:
             rewards (`torch.Tensor`):
@@ -320,24 +344,40 @@ class CriticTrainer(CriticPretraining):
             `torch.Tensor`: Shape `(B,)`, boolean; False where no deciding function gave a score.
         """
         if len(self.reward_func_names) == 1 or not self._deciding:
-            return torch.nan_to_num(rewards, nan=-torch.inf) > threshold
-        scores = self.reward_scores[:, self._deciding]
-        total_weight = self.reward_weights.clamp(min=0).sum().to(scores.device)
-        above = (scores * total_weight > threshold) | scores.isnan()
-        return above.all(1) & ~scores.isnan().all(1)
+            judged, right = rewards.isfinite(), torch.nan_to_num(rewards, nan=-torch.inf) > threshold
+        else:
+            scores = self.reward_scores[:, self._deciding]
+            total_weight = self.reward_weights.clamp(min=0).sum().to(scores.device)
+            above = (scores * total_weight > threshold) | scores.isnan()
+            judged = ~scores.isnan().all(1)
+            right = above.all(1) & judged
+        self.add_credit(
+            "right", [x if known else None for x, known in zip(right.tolist(), judged.tolist(), strict=True)]
+        )
+        self.add_credit("right_by", [f"{self.right_by} above {threshold:g}"] * len(right))
+        return right
 
     # --- The run
 
     def begin_training(self, checkpoint: str | None) -> None:
-        pretraining_steps = self.args.critic_pretraining_steps
-        if checkpoint is not None:
-            self._pretraining = self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
+        self._announce(
+            f"Which completions are right is decided by {self.right_by}"
+            + (", each of which must say so" if len(self._deciding) > 1 else "")
+            + " (`positive_reward_funcs`)."
+        )
+        if checkpoint is None:
+            self.drop_the_best()  # of an earlier run
+        else:
+            facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
+            if facts is not None:
+                facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
+            self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
-        elif self._pretraining["pretraining_done"]:  # in an earlier training
-            pretraining_steps = 0
+        pretraining_steps = self.updates_of_pretraining(is_resumed=checkpoint is not None)
         self.engine.begin(pretraining_steps + self.state.max_steps * self.args.critic_updates_per_step)
         if not self._pretraining["pretraining_done"]:
-            self._pretrain(checkpoint)
+            self._pretrain(checkpoint, pretraining_steps)
+        self.drop_the_best()  # only now that no checkpoint needs it
 
     # --- Saving
 
@@ -387,6 +427,15 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
             "have. Choose another."
         )
     return optimizer, {key: value for key, value in kwargs.items() if key != "lr"}
+
+
+def _refuse_processor(processing_class) -> None:
+    if isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            f"The policy is read with a {type(processing_class).__name__}, as a vision-language model is, and the "
+            "critic reads text only. Train it with `GRPOTrainer` or `GRPOLambdaTrainer`; or on text alone, with its "
+            "tokenizer as `processing_class`."
+        )
 
 
 def _refuse_split_base(accelerator) -> None:

@@ -39,18 +39,20 @@ class Symptoms(TrainerCallback):
 
 def warn_of_fruitless_pretraining(trainer, stage: str) -> None:
     """Warn if what was logged of a pretraining says that the critic knows nothing at its end."""
-    history = trainer.state.log_history
-    for name in (f"{stage}/explained_variance_within_prompt", f"{stage}/explained_variance"):
-        points = [entry[name] for entry in history if entry.get(name) is not None]
-        if points:
-            break
-    latest = mean(points[-3:]) if points else None
-    if latest is None:
+    parts = ("held_out_explained_variance", "explained_variance")
+    logged: dict[str, list[float]] = {f"{stage}/{part}{of}": [] for part in parts for of in ("_within_prompt", "")}
+    for key, points in logged.items():
+        points += [entry[key] for entry in trainer.state.log_history if entry.get(key) is not None]
+    name = next((key for key, points in logged.items() if points), None)
+    if name is None:
         trainer.warn_once(
             "The critic's pretraining could teach it nothing: within every rollout, all completions had the same "
             "reward. Look at the reward functions, and at prompts that are neither always nor never solved."
         )
-    elif latest < NOTHING:
+        return
+    # Of what is held out, the best was kept.
+    latest = max(logged[name]) if "held_out" in name else mean(logged[name][-3:])
+    if latest < NOTHING:
         rate, head_rate = trainer.critic_learning_rates()
         trainer.warn_once(
             f"After its pretraining the critic explains nothing of the returns: `{name}` is {latest:.3f} over the last "

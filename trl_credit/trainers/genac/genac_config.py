@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 from ...critics.generative.question import check_template
 from ...options import above, at_least, between, one_of, unless
 from ...seam.config import PER_TOKEN
+from ...segmenting import DelimiterSegmenter
 from ..critic.critic_config import CriticConfig
 
 
@@ -15,6 +16,10 @@ _NO_USE: dict[str, tuple] = {
         "it generates and is trained with weights of its own; `critic_peft_config` alone saves memory",
     ),
     "critic_updates_per_step": (1, "REINFORCE needs answers of the critic as it is, so each is trained on once"),
+    "critic_pretraining_rollouts": (
+        None,
+        "it learns from answers of its own as it is, which no file holds, and which cost more than the rollouts",
+    ),
     "critic_pretraining_loss_threshold": (
         None,
         "the loss of REINFORCE says nothing of the error; use `critic_pretraining_patience`",
@@ -65,9 +70,9 @@ class GenACConfig(CriticConfig):
             Otherwise each answer has its own sequence, with the completion up to its state.
         critic_generation_batch_tokens (`int`, *optional*, defaults to `65536`):
             Tokens of the critic's prompts and answers per generated batch, padding included.
-        critic_update_batch_tokens (`int`, *optional*, defaults to `16384`):
+        critic_update_batch_tokens (`int`, *optional*, defaults to `32768`):
             Tokens per forward and backward pass of the critic's update, padding included.
-        critic_mask_memory (`float`, *optional*, defaults to `1.0`):
+        critic_mask_memory (`float`, *optional*, defaults to `2.0`):
             GiB for the attention mask of such a pass, with `critic_packing`: the mask grows with the square of the
             sequence length, so that the answers about a long completion are split over several sequences. FlexAttention
             (`attn_implementation="flex_attention"` in `critic_model_init_kwargs`) needs none.
@@ -121,8 +126,8 @@ class GenACConfig(CriticConfig):
     segment_lambda: float = field(default=1.0, metadata=between(0, 1))
     critic_packing: bool = True
     critic_generation_batch_tokens: int = field(default=65536, metadata=at_least(1))
-    critic_update_batch_tokens: int = field(default=16384, metadata=at_least(1))
-    critic_mask_memory: float = field(default=1.0, metadata=above(0))
+    critic_update_batch_tokens: int = field(default=32768, metadata=at_least(1))
+    critic_mask_memory: float = field(default=2.0, metadata=above(0))
     critic_use_vllm: bool = False
     critic_vllm_mode: str = field(
         default="colocate", metadata=one_of("colocate", "server") | unless(critic_use_vllm=False)
@@ -140,13 +145,7 @@ class GenACConfig(CriticConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        lengths = ("segment_min_length", "segment_target_length", "segment_max_length")
-        shortest, target, longest = (getattr(self, name) for name in lengths)
-        if not shortest <= target <= longest or longest < 2 * shortest:
-            raise ValueError(
-                f"GenACConfig: `segment_target_length` ({target}) must lie between `segment_min_length` ({shortest}) "
-                f"and `segment_max_length` ({longest}), and the last be at least twice the first."
-            )
+        DelimiterSegmenter.of(self)  # refuses lengths that contradict each other
         if self.critic_template is not None:
             hint = ("success_rate",) if self.hint_momentum is not None else ()
             check_template(self.critic_template, (*hint, "problem", "partial_solution"))

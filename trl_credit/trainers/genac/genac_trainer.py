@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import nn
 from transformers.trainer_pt_utils import get_model_param_count
 
@@ -30,6 +29,8 @@ from ...critics.generative.reading import (
 )
 from ...critics.prompt import load_critic_tokenizer
 from ...sampling import chunks_within
+from ...saved import read_json
+from ...seam.lm_head import why_not_tiled
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
@@ -38,9 +39,6 @@ from .genac_config import GenACConfig
 
 
 STATE_FILE = "genac_state.json"
-# In the output directory, while the critic is pretrained; no part of what is pushed to the Hub.
-BEST_CRITIC_FOLDER = "_best_critic"
-logger = get_logger(__name__)
 
 
 class GenACTrainer(CriticTrainer):
@@ -48,8 +46,9 @@ class GenACTrainer(CriticTrainer):
     Trainer for GenAC: policy optimization with segment-level advantages from a critic that reasons in words before it
     gives a value.
 
-    The method was introduced in [Generative Actor-Critic](https://huggingface.co/papers/2604.10701). Arguments are
-    those of [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
+    The method, Generative Actor-Critic, was introduced in [Bringing Value Models Back: Generative Critics for Value
+    Modeling in LLM Reinforcement Learning](https://huggingface.co/papers/2604.10701). Arguments are those of
+    [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
 
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
@@ -85,12 +84,13 @@ class GenACTrainer(CriticTrainer):
     _tag_names = ["trl", "trl-credit", "genac"]
     _name = "GenAC"
     _paper = {
-        "title": "Generative Actor-Critic",
+        "title": "Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning",
         "id": "2604.10701",
         # docstyle-ignore
         "citation": """\
-@article{genac2026,
-    title        = {{Generative Actor-Critic}},
+@article{shan2026genac,
+    title        = {{Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning}},
+    author       = {Zikang Shan and Han Zhong and Liwei Wang and Li Zhao},
     year         = 2026,
     eprint       = {arXiv:2604.10701},
 }""",
@@ -116,13 +116,7 @@ class GenACTrainer(CriticTrainer):
             self.processing_class,
             self.args.critic_template or (TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT),
             self.args.actor_description or _describe(self.model),
-            segmenter
-            or DelimiterSegmenter(
-                self.args.segment_min_length,
-                self.args.segment_target_length,
-                self.args.segment_max_length,
-                self.args.max_segments,
-            ),
+            segmenter or DelimiterSegmenter.of(self.args),
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
@@ -149,6 +143,11 @@ class GenACTrainer(CriticTrainer):
         network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
         if self.args.critic_packing:
             refuse_unpackable(network)
+        if reason := why_not_tiled(network):
+            self.warn_once(
+                "The critic's update will hold the logits of whole micro-batches, 16 bytes per token of an answer and "
+                f"word of the vocabulary: {reason}. If memory runs out, lower `critic_update_batch_tokens`."
+            )
         return network
 
     def critic_head(self) -> dict[str, Any]:
@@ -300,11 +299,7 @@ class GenACTrainer(CriticTrainer):
             self.add_column("segments", [as_text(segments) for segments in rows])
             self.add_credit("segments", rows)
             self.add_credit("value", values.gather(1, segments.clamp(min=0)))
-        return {
-            **rollout,
-            "advantages": advantages,
-            "readings": readings,
-        }
+        return {**rollout, "advantages": advantages, "readings": readings}
 
     def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""
@@ -379,30 +374,10 @@ class GenACTrainer(CriticTrainer):
         validation["next"] = self._pretraining["pretraining_steps"] + self.args.critic_validation_steps
         with self.logging_pretraining():
             error = self.validation_error()
-        if error < validation["lowest"]:
-            validation.update(lowest=error, since=0)
-            self.engine.save(self._best_critic)
-            self.engine.save_state(self._best_critic)
-        else:
-            validation["since"] += 1
-        return validation["since"] >= patience
-
-    @property
-    def _best_critic(self) -> Path:
-        return Path(str(self.args.output_dir)) / BEST_CRITIC_FOLDER
+        return self.keep_the_best(error, validation, patience)
 
     def finish_pretraining(self) -> None:
-        """Go back to the critic with the lowest error, unless it is the last one."""
-        if not self._validation["since"]:
-            return
-        if self._best_critic.is_dir():
-            self.engine.go_back(self._best_critic, self._best_critic)
-        else:
-            logger.warning(
-                "The best critic of the pretraining, with an error of %s, is not in %s: the last one is kept.",
-                self._validation["lowest"],
-                self._best_critic,
-            )
+        self.go_back_to_the_best(self._validation)
 
     def validation_error(self) -> float:
         """
@@ -444,7 +419,7 @@ class GenACTrainer(CriticTrainer):
                     f"{checkpoint} holds no {STATE_FILE}: the run cannot be resumed from it. It was saved with "
                     "`save_only_model=True` or by another trainer."
                 )
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_json(path)
             self._validation = state.pop("validation")
             self.success_rate, self.mean_value = (RunningMean(*state[name]) for name in ("success_rate", "mean_value"))
         elif self._critic_is_policy and self.args.critic_pretraining_steps == 0:

@@ -12,6 +12,7 @@ from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
+from ...critics.refusals import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.reward_range import refuse_rewards_outside
 from ..value_report import extremes
@@ -63,8 +64,9 @@ class SPPOTrainer(CriticTrainer):
         "id": "2604.08865",
         # docstyle-ignore
         "citation": """\
-@article{sppo2026,
+@article{wang2026sppo,
     title        = {{SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks}},
+    author       = {Tianyi Wang and Yixia Li and Long Li and Yibiao Chen and Shaohan Huang and Yun Chen and others},
     year         = 2026,
     eprint       = {arXiv:2604.08865},
 }""",
@@ -92,6 +94,9 @@ class SPPOTrainer(CriticTrainer):
         if critic_processing_class is self.processing_class:
             critic_processing_class = None  # it reads what the policy has read
         self._critic_processing_class = critic_processing_class
+        if critic_processing_class is None and not self.args.critic_share_base:
+            policy = self.accelerator.unwrap_model(self.model)
+            refuse_other_vocabulary(self.critic, source, policy, self.processing_class)
         if critic_processing_class is not None and self.environment_factories is not None:
             raise ValueError(
                 "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
@@ -188,6 +193,11 @@ class SPPOTrainer(CriticTrainer):
             "critic_prompts": prompts,
             "critic_targets": torch.where(counted, targets, torch.nan),
         }
+
+    def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
+        values = self.critic_reader.prompt_values(self.critic_reader.prompts(self.with_prompts(rollout))[0])
+        counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
+        return fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
 
     def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
         """What the critic should predict: rewards mapped from their range to [0, 1], or as they are."""

@@ -46,12 +46,4 @@ class VinePPOConfig(CreditConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        try:
-            self.make_segmenter()
-        except ValueError as error:
-            raise ValueError(f"VinePPOConfig: {error} They are `segment_min_length` and so on here.") from None
-
-    def make_segmenter(self) -> DelimiterSegmenter:
-        """The function that divides completions into segments, unless the trainer is given another."""
-        lengths = (self.segment_min_length, self.segment_target_length, self.segment_max_length)
-        return DelimiterSegmenter(*lengths, self.max_segments)
+        DelimiterSegmenter.of(self)  # refuses lengths that contradict each other

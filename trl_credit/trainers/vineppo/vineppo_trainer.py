@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ...credit.segment_gae import segment_of_token
 from ...credit.vine import monte_carlo_values, vine_advantages
 from ...seam import CreditTrainer
-from ...segmenting import Segmenter, check_ends
+from ...segmenting import DelimiterSegmenter, Segmenter, check_ends
 from ..value_report import fit_report, value_means
 from .vineppo_config import VinePPOConfig
 
@@ -64,7 +64,7 @@ class VinePPOTrainer(CreditTrainer):
 
     def __init__(self, *args, segmenter: Segmenter | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.segmenter = segmenter or self.args.make_segmenter()
+        self.segmenter = segmenter or DelimiterSegmenter.of(self.args)
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
