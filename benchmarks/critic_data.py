@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from critic_rates import (
-    GENERATIONS,
     as_tensors,
     ceiling,
     measure,
@@ -96,10 +95,9 @@ def main():
 
     unseen = solve_problems(policy, HELD_OUT, 0, True)
     if "ceiling" not in stored:
-        part = unseen[: 48 * GENERATIONS]
-        for row, outcomes in zip(part, outcomes_from_every_state(policy, part), strict=True):
+        for row, outcomes in zip(unseen, outcomes_from_every_state(policy, unseen), strict=True):
             row["values"] = outcomes
-        stored["ceiling"] = ceiling(part)
+        stored["ceiling"] = ceiling(unseen)
         save()
     held_out = split(as_tensors(unseen, load(policy)[1]), 64)
     for fit in FITS[: args.fits]:

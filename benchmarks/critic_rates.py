@@ -124,8 +124,9 @@ def outcomes_from_every_state(policy: Path, rows: list[dict]) -> list[list[float
         for t in range(len(row["completion"]) + 1)
     ]
     room = [task.max_completion_length - t for _, _, t in states]
+    # Another seed than that of `complete`: the rewards must not share the noise.
     continuations = TransformersPolicy(model, tokenizer, batch_size=512).sample(
-        [ids for _, ids, _ in states], room, Decoding(), seed=0
+        [ids for _, ids, _ in states], room, Decoding(), seed=1
     )
     outcomes: dict[int, list[float]] = {id(row): [] for row in rows}
     for (row, _, t), text in zip(states, tokenizer.batch_decode(continuations, skip_special_tokens=True), strict=True):

@@ -245,7 +245,7 @@ def measure(args, work: Path, start: Path, probes, seed: int, name: str) -> dict
         values |= stage_2(args, folder, "pretrain", start, probes, seed, hint, "leave_one_out", rate)
     elif name in BASELINES:
         baseline, rate = name.split(", ")
-        folder = work / f"hint-{seed}"
+        folder = work / f"hint-{args.seeds[0] if args.one_stage_1 else seed}"
         values = stage_2(args, folder, "other", start, probes, seed, True, baseline, float(rate))
     else:
         _, origin, rate = name.split(", ")
@@ -321,13 +321,15 @@ def baselines(args, runs: list[dict], truth: np.ndarray) -> str:
         return float(((np.array(values) - truth) ** 2).mean())
 
     before = {run["seed"]: error(run["stage 1"]) for run in runs if run["name"] == "hint"}
+    if args.one_stage_1:
+        before = dict.fromkeys(args.seeds, before[args.seeds[0]])
     gains: dict[tuple[str, str], dict[int, float]] = {}
     for run in runs:
         if run["name"] in ("hint", *BASELINES) and run["seed"] in before:
             is_hint = run["name"] == "hint"
             name = f"leave_one_out, {args.critic_learning_rate:g}" if is_hint else run["name"]
             gains.setdefault(tuple(name.split(", ")), {})[run["seed"]] = before[run["seed"]] - error(run["stage 2"])
-    if len(gains) < 2 or min(map(len, gains.values())) < 2:
+    if {baseline for baseline, _ in gains} != {"none", "leave_one_out"} or min(map(len, gains.values())) < 2:
         return ""
     rows = []
     for (baseline, rate), gain in sorted(gains.items()):
@@ -337,11 +339,12 @@ def baselines(args, runs: list[dict], truth: np.ndarray) -> str:
         max((gain for (name, _), gain in gains.items() if name == baseline), key=lambda gain: sum(gain.values()))
         for baseline in ("none", "leave_one_out")
     )
+    ahead = spread([other[seed] - none[seed] for seed in sorted(none.keys() & other.keys())])
     text = (
         "`critic_baseline` in stage 2: by how much the error of the generative critic with the hint fell, from the "
-        "same stage 1 and on the same rollouts, by the critic's learning rate; 95 % intervals by Student's t over the "
-        "seeds. With the better rate of each, `leave_one_out` gains more than `none` by "
-        f"{spread([other[seed] - none[seed] for seed in sorted(none.keys() & other.keys())])}."
+        f"same stage 1{' for all seeds' if args.one_stage_1 else ''} and on the same rollouts, by the critic's "
+        "learning rate; 95 % intervals by Student's t over the seeds. With the better rate of each, `leave_one_out` "
+        f"gains more than `none` by {ahead}."
     )
     return f"""
 {textwrap.fill(text, 120, break_on_hyphens=False)}
@@ -360,6 +363,7 @@ def spread(numbers) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--one_stage_1", action="store_true", help="stage 2 of all seeds from that of the first")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="runs to make, by name, of all that there are")
     parser.add_argument("--trace_problems", type=int, default=4000)
     parser.add_argument("--sft_steps", type=int, default=600)
@@ -409,7 +413,9 @@ def main():
     kept = json.loads(file.read_text()) if file.exists() else {}
     runs = kept["runs"] if kept.get("settings") == asked else []
     for seed, name in plan:
-        if args.only and name not in args.only:
+        has_own_stage_1 = seed == args.seeds[0] or not args.one_stage_1
+        is_in_hint = has_own_stage_1 and name == f"leave_one_out, {args.critic_learning_rate:g}"
+        if is_in_hint or (name not in BASELINES and not has_own_stage_1) or (args.only and name not in args.only):
             continue
         if not any(run["name"] == name and run["seed"] == seed for run in runs):
             runs.append(measure(args, work, start, probes, seed, name))

@@ -36,6 +36,7 @@ _PROBE = {
     "policy_lambda": 0.5,
     "epsilon_high": 0.2,
     "positive_lm_coef": 0.0,
+    "beta": 0.03,  # without a penalty there is no pass of the reference
     "num_generations": 1,
 }
 ARMS = {

@@ -60,6 +60,7 @@ ATTRIBUTES = (
     "_metrics",
     "_logs",
     "use_vllm",
+    "vllm_importance_sampling_correction",
     "use_transformers_continuous_batching",
     "max_completion_length",
     "vllm_generation",

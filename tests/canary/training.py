@@ -244,6 +244,9 @@ def continuations_can_be_sampled_and_scored(run):
     trainer = run.trainer
     for name in ("use_vllm", "use_transformers_continuous_batching"):
         assert getattr(trainer, name, None) is False, f"`{name}` of the trainer is gone"
+    assert getattr(trainer, "vllm_importance_sampling_correction", None) is True, (
+        "`vllm_importance_sampling_correction` of the trainer is gone"
+    )
     for name in ("_pending_extra_logs", "_pending_metrics"):
         assert getattr(trainer, name, None) == {}, f"`{name}`, what reward functions log, is gone"
     for name in ("_generate", "_generate_single_turn"):

@@ -32,7 +32,7 @@ class KeptRolloutSeam(RolloutSeam):
         """
         for _, batch in self._batches(skip):
             self.model.train()
-            rollout = self._generate_and_score(batch)
+            rollout = self._generate_and_score(batch, policy_learns=False)
             chosen = trained_tokens(rollout)
             samples = []
             for row, length in enumerate(rollout["completion_mask"].sum(1).tolist()):

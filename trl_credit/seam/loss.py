@@ -21,6 +21,8 @@ _LOGIT_TRANSFORMS = (
     "lm_head_multiplier",
     "logits_scaling",
 )
+# Tokens whose hidden states [`eos_prob`] multiplies with the weights of their logits at a time.
+_TOKENS_AT_A_TIME = 4096
 
 
 @dataclass
@@ -75,6 +77,8 @@ class LossSeam(ReferenceSeam):
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
     # ratio.
     shaped_prefix = "shaped"
+    # Whether log-probabilities of the old and the reference policy are computed with a rollout.
+    _scores_tokens = True
 
     def shape_loss(self, terms: LossTerms, mode: str) -> LossTerms:
         """
@@ -131,19 +135,24 @@ class LossSeam(ReferenceSeam):
         head = model.get_output_embeddings()
         with maybe_gather_lm_head_ctx(head.weight, head.bias), torch.autocast(ids.device.type, enabled=False):
             weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
+            ends = _rows(weight, bias, torch.tensor(self.eos_token_ids, device=ids.device))
+            states = self._loss.hidden_states[:, -ids.shape[1] - 1 : -1]
             gaps = []
-            # In small pieces, for memory's sake: this is when the activations of the whole forward pass are alive.
-            for row, tokens in enumerate(ids):
-                states = self._loss.hidden_states[row, -len(tokens) - 1 : -1]
-                for state, token in zip(states.split(256), tokens.split(256), strict=True):
-                    eos_logit = F.linear(state, *_rows(weight, bias, self.eos_token_ids, state.dtype))
-                    token_weight, token_bias = _rows(weight, bias, token, state.dtype)
-                    token_logit = (state * token_weight).sum(-1) + (0 if token_bias is None else token_bias)
-                    gaps.append((eos_logit - token_logit.unsqueeze(-1)).float())
-            gap = torch.cat(gaps).view(*ids.shape, -1) / self.temperature  # (B, T, EOS ids)
+            # In pieces, for memory's sake: this is when the activations of the whole forward pass are alive.
+            length = max(_TOKENS_AT_A_TIME // max(len(ids), 1), 1)
+            for state, token in zip(states.split(length, dim=1), ids.split(length, dim=1), strict=True):
+                eos_logit = F.linear(state, *(x if x is None else x.to(state.dtype) for x in ends))
+                token_weight, token_bias = _rows(weight, bias, token)
+                token_logit = (state * token_weight.to(state.dtype)).sum(-1, keepdim=True)
+                if token_bias is not None:
+                    token_logit = token_logit + token_bias.to(state.dtype).unsqueeze(-1)
+                gaps.append((eos_logit - token_logit).float())
+            gap = torch.cat(gaps, dim=1) / self.temperature  # (B, T, EOS ids)
         return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if self._loss is None and not self._scores_tokens:
+            return None, None, None
         if self._loss is None:  # of the old or the reference policy
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._loss.outputs is None:
@@ -295,5 +304,5 @@ class LossSeam(ReferenceSeam):
         return loss
 
 
-def _rows(weight, bias, index, dtype):
-    return weight[index].to(dtype), None if bias is None else bias[index].to(dtype)
+def _rows(weight, bias, index):
+    return F.embedding(index, weight), None if bias is None else bias[index]

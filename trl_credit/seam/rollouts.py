@@ -173,8 +173,8 @@ class RolloutSeam(SamplingSeam):
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
             if len(ids) == 0:
                 raise ValueError(
-                    f"The prompt {prompt!r} has no tokens, so there is nothing to go on from. Drop such rows from the "
-                    "dataset."
+                    f"A prompt of the batch at step {self.state.global_step} has no tokens, so there is nothing to go "
+                    f"on from: {prompt!r}. Drop such rows from the dataset."
                 )
             if len(ids) >= self._context:
                 raise ValueError(
@@ -199,7 +199,8 @@ class RolloutSeam(SamplingSeam):
         return scores
 
     def _generate_and_score_completions(self, inputs, *args, **kwargs):
-        rollout = self._generate_and_score(inputs, *args, **kwargs)
+        # A rollout with a number is one of [`rollouts`]: the policy does not learn from it.
+        rollout = self._generate_and_score(inputs, *args, policy_learns=not self._rollout_number, **kwargs)
         rewards = weighted_reward(self.reward_scores, self.reward_weights)
         if self._credit_log is not None and self._mode == "train":
             scores = dict(zip(self.reward_func_names, self.reward_scores.unbind(1), strict=True))
@@ -219,8 +220,11 @@ class RolloutSeam(SamplingSeam):
         table.extend(advantages)
         return rollout
 
-    def _generate_and_score(self, inputs, *args, **kwargs) -> dict:
-        """TRL's rollout; its rewards are in `reward_scores`."""
+    def _generate_and_score(self, inputs, *args, policy_learns: bool, **kwargs) -> dict:
+        """
+        TRL's rollout; its rewards are in `reward_scores`. What only the policy's loss would read, the log-probabilities
+        of the old and the reference policy, is left out of one that the policy does not learn from.
+        """
         self.rollout_rows, self._draws = inputs, 0
         self._fields_of_completions = set()
         for row, example in enumerate(inputs):
@@ -232,7 +236,12 @@ class RolloutSeam(SamplingSeam):
         if self.scores_continuations:
             self._refuse_unscorable()
         columns = set(inputs[0])
-        rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        corrects = self.vllm_importance_sampling_correction
+        self._scores_tokens, self.vllm_importance_sampling_correction = policy_learns, corrects and policy_learns
+        try:
+            rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
+        finally:
+            self._scores_tokens, self.vllm_importance_sampling_correction = True, corrects
         self._fields_of_completions = set(inputs[0]) - columns
         if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
             raise ValueError(

@@ -101,11 +101,12 @@ class GRPOLambdaTrainer(CreditTrainer):
         self.add_credit("weight", weights)
         mask = terms.mask
         tokens, rows = mask.sum(), mask.any(1)
+        number = rows.sum()
         first = mask.int().argmax(1, keepdim=True)
         last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1, keepdim=True)
 
         def at(values, column):  # (B, T), (B, 1) -> sum over the rows that have trained tokens, their number
-            return values.gather(1, column).squeeze(1)[rows].sum(), rows.sum()
+            return (values.gather(1, column).squeeze(1) * rows).sum(), number
 
         x = torch.where(mask, terms.log_ratio, 0)
         metrics = {

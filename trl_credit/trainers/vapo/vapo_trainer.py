@@ -108,11 +108,12 @@ class VAPOTrainer(ProbeTrainer):
         return self.args.reward_range
 
     def critic_settings(self) -> dict[str, Any]:
-        own = () if self.has_probe else ("critic_prompt_template",)
-        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in ("reward_range", *own)}}
+        names = ["reward_range"] if self.has_probe else ["reward_range", "critic_prompt_template"]
+        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in names}}
 
     def critic_facts(self) -> CriticFacts:
-        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
+        facts = super().critic_facts()
+        return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
