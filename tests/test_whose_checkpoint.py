@@ -79,9 +79,9 @@ def test_a_checkpoint_whose_critic_is_read_otherwise_is_refused(option, was, now
 def test_another_learning_rate_is_used_from_there_and_said(model_dir, checkpoint, caplog):
     settings = {"critic_learning_rate": 4e-4, "critic_head_learning_rate": 4e-4, "critic_lr_scheduler_type": "linear"}
     with caplog.at_level(logging.WARNING):
-        resumed = resume("vapo", model_dir, checkpoint("vapo"), **settings)
+        resumed = resume("vapo", model_dir, checkpoint("vapo"), max_steps=4, **settings)
     rates = [entry["critic/learning_rate"] for entry in resumed.state.log_history if "critic/learning_rate" in entry]
-    assert rates == pytest.approx([1e-3, 2e-4]), "half of the training is left"
+    assert rates == pytest.approx([1e-3, 3e-4, 2e-4, 1e-4]), "three quarters of the training are left"
     assert [group["lr"] for group in resumed.engine.backend.optimizer.param_groups] == [0.0, 0.0]
     said = [line for line in caplog.messages if "From here the critic is trained with" in line]
     assert len(said) == 1 and "'critic_learning_rate': 0.0004" in said[0] and "0.001" in said[0].split("until")[1]
