@@ -44,7 +44,7 @@ class ReferenceSeam(RecordingSeam):
                 Whose states are kept: 0 is the embedding, -1 what the LM head reads.
 
         Raises:
-            ValueError: If there is no reference, for `beta` is 0, or the policy has no such layer, or its layers are
+            ValueError: If there is no reference, for `beta` is 0; if the policy has no such layer, or its layers are
                 not where they are in most models.
         """
         if self.beta == 0:
