@@ -11,7 +11,9 @@ frozen policy, with and without the hint in the critic's prompt. Next to them VA
 import argparse
 import json
 import random
+import shlex
 import shutil
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from measuring import interval as over_seeds
 from trl import SFTConfig, SFTTrainer
 
 from trl_credit import GenACConfig, GenACTrainer, VAPOConfig, VAPOTrainer
@@ -41,6 +44,10 @@ TASK = ChainTask((4,))
 ANSWER = 40  # tokens of the critic
 COMMON = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "bf16": False, "use_cpu": True}
 COMMON |= {"lr_scheduler_type": "constant", "logging_steps": 10, "gradient_checkpointing": False}
+# The baseline of the critic's REINFORCE and its learning rate, in a stage 2 with the hint from the same stage 1. With
+# `args.critic_learning_rate`, "leave_one_out" is part of "hint".
+RATES = (3e-5, 1e-4, 3e-4)
+BASELINES = tuple(f"{baseline}, {rate:g}" for rate in RATES for baseline in ("none", "leave_one_out"))
 TOKEN_CRITICS = ("token critic, from the policy, 0.001", "token critic, from the policy, 0.003")
 TOKEN_CRITICS += ("token critic, from stage 1, 0.001",)
 
@@ -113,13 +120,10 @@ def token_values(network, probes) -> np.ndarray:
 # --- The stages
 
 
-def generative_critic(args, work: Path, start: Path, probes, seed: int, hint: bool) -> dict[str, list]:
-    """Stage 1 and 2. Returns the values of the probed states after each."""
-    template = TEMPLATE if hint else TEMPLATE_WITHOUT_HINT
-    folder = work / f"{'hint' if hint else 'no-hint'}-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    asking = {
-        "critic_template": template,
+def asking(args, seed: int, hint: bool) -> dict:
+    """What the configs of both stages share."""
+    return {
+        "critic_template": TEMPLATE if hint else TEMPLATE_WITHOUT_HINT,
         "hint_momentum": 0.9 if hint else None,
         "critic_max_completion_length": ANSWER,
         "max_completion_length": TASK.max_completion_length,
@@ -127,11 +131,17 @@ def generative_critic(args, work: Path, start: Path, probes, seed: int, hint: bo
         "seed": seed,
         **COMMON,
     }
+
+
+def stage_1(args, folder: Path, start: Path, probes, seed: int, hint: bool) -> dict[str, list]:
+    """Traces of the oracle and supervised fine-tuning, to `folder / "sft"`; the values of the probed states."""
+    shared = asking(args, seed, hint)
+    shutil.rmtree(folder, ignore_errors=True)
     save_start(start, folder / "start")
     collector = TraceCollector(
         model=str(start),
         reward_funcs=correct,
-        args=GenACTracesConfig(str(folder / "traces"), per_device_train_batch_size=500, **asking),
+        args=GenACTracesConfig(str(folder / "traces"), per_device_train_batch_size=500, **shared),
         train_dataset=problems(f"traces {seed}", args.trace_problems),
         critic=str(folder / "start"),
         segmenter=segment_lines,
@@ -156,21 +166,25 @@ def generative_critic(args, work: Path, start: Path, probes, seed: int, hint: bo
     )
     sft.train()
     sft.save_model()
-    tokenizer = sft.processing_class
-    result = {}
-    result["stage 1"], result["stage 1 parse rate"] = generative_values(
-        sft.model, tokenizer, template, rate, probes, seed
-    )
+    values, parsed = generative_values(sft.model, sft.processing_class, shared["critic_template"], rate, probes, seed)
+    return {"stage 1": values, "stage 1 parse rate": parsed}
+
+
+def stage_2(
+    args, folder: Path, to: str, start: Path, probes, seed: int, hint: bool, baseline: str, critic_rate: float
+) -> dict[str, list]:
+    """REINFORCE on rollouts of the frozen policy, from where stage 1 ended, to `folder / to`; values as above."""
+    shared = asking(args, seed, hint)
     trainer = GenACTrainer(
         model=str(start),
         reward_funcs=correct,
         args=GenACConfig(
-            str(folder / "pretrain"),
+            str(folder / to),
             per_device_train_batch_size=args.completions,
             critic_pretraining_steps=args.rollouts,
-            critic_learning_rate=args.critic_learning_rate,
-            critic_baseline="leave_one_out",
-            **asking,
+            critic_learning_rate=critic_rate,
+            critic_baseline=baseline,
+            **shared,
         ),
         train_dataset=problems(f"rollouts {seed}", args.completions * args.rollouts),
         critic=str(folder / "sft"),
@@ -178,16 +192,20 @@ def generative_critic(args, work: Path, start: Path, probes, seed: int, hint: bo
         rollout_func=Rollouts(start, seed),
     )
     trainer.pretrain_critic()
-    result["training error"] = [
+    errors = [
         round(entry["critic_pretraining/mse"], 4)
         for entry in trainer.state.log_history
         if "critic_pretraining/mse" in entry
     ]
-    rate = trainer.success_rate.value
-    result["stage 2"], result["stage 2 parse rate"] = generative_values(
-        trainer.critic, tokenizer, template, rate, probes, seed
+    values, parsed = generative_values(
+        trainer.critic,
+        trainer.critic_processing_class,
+        shared["critic_template"],
+        trainer.success_rate.value,
+        probes,
+        seed,
     )
-    return result
+    return {"training error": errors, "stage 2": values, "stage 2 parse rate": parsed}
 
 
 def token_critic(args, work: Path, start: Path, probes, seed: int, source: Path, rate: float) -> np.ndarray:
@@ -221,7 +239,14 @@ def measure(args, work: Path, start: Path, probes, seed: int, name: str) -> dict
     began = time.process_time()
     transformers.set_seed(seed)
     if name in ("hint", "no hint"):
-        values = generative_critic(args, work, start, probes, seed, name == "hint")
+        folder, hint = work / f"{name.replace(' ', '-')}-{seed}", name == "hint"
+        values = stage_1(args, folder, start, probes, seed, hint)
+        rate = args.critic_learning_rate
+        values |= stage_2(args, folder, "pretrain", start, probes, seed, hint, "leave_one_out", rate)
+    elif name in BASELINES:
+        baseline, rate = name.split(", ")
+        folder = work / f"hint-{args.seeds[0] if args.one_stage_1 else seed}"
+        values = stage_2(args, folder, "other", start, probes, seed, True, baseline, float(rate))
     else:
         _, origin, rate = name.split(", ")
         source = start if origin == "from the policy" else work / f"hint-{seed}" / "sft"
@@ -267,10 +292,12 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
             spread = [np.corrcoef(column, truth)[0, 1] for column in columns if np.std(column) > 0]
             correlation = f"{np.mean(spread):.2f}" if spread else "–"
             table += f"| {label} | {squares.mean():.4f} | {low:.4f} to {high:.4f} | {seeds} | {correlation} |\n"
+    text_of_baselines = baselines(args, runs, truth)
+    command = shlex.join(["python", "benchmarks/genac_critic.py", *sys.argv[1:]])
     seconds = sum(run["cpu_seconds"] for run in runs)
     rates = [run[key] for run in runs for key in ("stage 1 parse rate", "stage 2 parse rate") if key in run]
     text = (
-        f"Measured by `python benchmarks/genac_critic.py` with torch {torch.__version__}, one CPU thread, "
+        f"Measured by `{command}` with torch {torch.__version__}, one CPU thread, "
         f"{seconds / 60:.0f} minutes: the quickstart's model, which solves {args.mean_reward:.0%} of problems with "
         f"four digits, frozen; {len(truth)} states of {len(probes.rollouts)} held-out problems with {returns.shape[1]} "
         f"continuations each, which alone are worth an error of {noise:.4f}. Stage 1 is {args.sft_steps} steps of 64 "
@@ -284,12 +311,60 @@ def report(args, runs: list[dict], probes, oracle: np.ndarray) -> str:
 - 95 %: bootstrap over the problems, seeds as they are
 - token critic: VAPO's, from the policy's weights or from those that stage 1 ends with, and its learning rate
 
-{table}"""
+{table}{text_of_baselines}"""
+
+
+def baselines(args, runs: list[dict], truth: np.ndarray) -> str:
+    """Stage 2 with and without a baseline, by learning rate, always from the same stage 1 and on the same rollouts."""
+
+    def error(values: list[float]) -> float:
+        return float(((np.array(values) - truth) ** 2).mean())
+
+    before = {run["seed"]: error(run["stage 1"]) for run in runs if run["name"] == "hint"}
+    if args.one_stage_1:
+        before = dict.fromkeys(args.seeds, before[args.seeds[0]])
+    gains: dict[tuple[str, str], dict[int, float]] = {}
+    for run in runs:
+        if run["name"] in ("hint", *BASELINES) and run["seed"] in before:
+            is_hint = run["name"] == "hint"
+            name = f"leave_one_out, {args.critic_learning_rate:g}" if is_hint else run["name"]
+            gains.setdefault(tuple(name.split(", ")), {})[run["seed"]] = before[run["seed"]] - error(run["stage 2"])
+    if {baseline for baseline, _ in gains} != {"none", "leave_one_out"} or min(map(len, gains.values())) < 2:
+        return ""
+    rows = []
+    for (baseline, rate), gain in sorted(gains.items()):
+        each = ", ".join(f"{gain[seed]:+.4f}" for seed in sorted(gain))
+        rows.append(f"| `{baseline}` | {rate} | {each} | {spread(gain.values())} |")
+    none, other = (
+        max((gain for (name, _), gain in gains.items() if name == baseline), key=lambda gain: sum(gain.values()))
+        for baseline in ("none", "leave_one_out")
+    )
+    ahead = spread([other[seed] - none[seed] for seed in sorted(none.keys() & other.keys())])
+    text = (
+        "`critic_baseline` in stage 2: by how much the error of the generative critic with the hint fell, from the "
+        f"same stage 1{' for all seeds' if args.one_stage_1 else ''} and on the same rollouts, by the critic's "
+        "learning rate; 95 % intervals by Student's t over the seeds. With the better rate of each, `leave_one_out` "
+        f"gains more than `none` by {ahead}."
+    )
+    return f"""
+{textwrap.fill(text, 120, break_on_hyphens=False)}
+
+| baseline | rate | for each seed | mean |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
+
+
+def spread(numbers) -> str:
+    mean, half = over_seeds(list(numbers))
+    return f"{mean:+.4f} ± {half:.4f}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--one_stage_1", action="store_true", help="stage 2 of all seeds from that of the first")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="runs to make, by name, of all that there are")
     parser.add_argument("--trace_problems", type=int, default=4000)
     parser.add_argument("--sft_steps", type=int, default=600)
     parser.add_argument("--rollouts", type=int, default=60)
@@ -331,13 +406,17 @@ def main():
             oracle.append(parse_score(trace(State(query, rollout.prompt, partial))))
 
     # What is compared comes first, the ablation of the hint last.
-    plan = [(seed, name) for seed in args.seeds for name in ("hint", *TOKEN_CRITICS)]
+    plan = [(seed, name) for seed in args.seeds for name in ("hint", *TOKEN_CRITICS, *BASELINES)]
     plan += [(seed, "no hint") for seed in args.seeds]
     file = args.output.with_suffix(".json")
-    asked = {key: value for key, value in vars(args).items() if key not in ("output", "seeds")}
+    asked = {key: value for key, value in vars(args).items() if key not in ("output", "seeds", "only")}
     kept = json.loads(file.read_text()) if file.exists() else {}
     runs = kept["runs"] if kept.get("settings") == asked else []
     for seed, name in plan:
+        has_own_stage_1 = seed == args.seeds[0] or not args.one_stage_1
+        is_in_hint = has_own_stage_1 and name == f"leave_one_out, {args.critic_learning_rate:g}"
+        if is_in_hint or (name not in BASELINES and not has_own_stage_1) or (args.only and name not in args.only):
+            continue
         if not any(run["name"] == name and run["seed"] == seed for run in runs):
             runs.append(measure(args, work, start, probes, seed, name))
             # After each run, so that an interrupted study goes on from there.

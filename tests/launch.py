@@ -34,9 +34,10 @@ def free_port() -> int:
             return listener.getsockname()[1]
 
 
-def accelerate(config: Path, *args, processes: int = 2, port: int | None = None) -> list:
+def accelerate(config: Path, *args, processes: int = 2, port: int | None = None, precision: str = "no") -> list:
     """`accelerate launch` with a config made for GPUs, without any: fewer processes, float32, a port of our own."""
-    overrides = ["--num_processes", processes, "--mixed_precision", "no", "--main_process_port", port or free_port()]
+    overrides = ["--num_processes", processes, "--mixed_precision", precision]
+    overrides += ["--main_process_port", port or free_port()]
     return [BIN / "accelerate", "launch", "--config_file", config, *overrides, *args]
 
 

@@ -112,6 +112,15 @@ def rollout(completions, logprobs=True, **settings):
     )
 
 
+def prompts_with(prompt):
+    def case(bench):
+        with pytest.raises(ValueError, match="Drop such rows from the dataset"):
+            bench.train(prompts=["a", prompt])
+        bench.train(prompts=[prompt, prompt])
+
+    return case
+
+
 def wrong_config(bench):
     return bench.trainer(args=bench.config(GRPOConfig))
 
@@ -198,6 +207,8 @@ CASES = {
         for values in (lambda n: torch.arange(n), lambda n: np.arange(n), lambda n: (float(i) for i in range(n)))
     ][-1],
     "a prompt longer than the context": lambda bench: bench.train(prompts=["a", "x" * 600]),
+    "a prompt that is empty, or all of them": prompts_with(""),
+    "a prompt that is null, or all of them": prompts_with(None),
     "a `rollout_func` that returns a completion of no tokens": rollout(lambda n, eos: [[66]] + [[]] * (n - 1)),
     "a `rollout_func` that returns no dict": rollout(lambda n, eos: None),
     "a `rollout_func` that leaves `logprobs` out": rollout(lambda n, eos: [[66]] * n, logprobs=False),

@@ -92,7 +92,7 @@ def test_a_saved_critic_is_read_as_it_was_trained(model_dir, tmp_path):
     rollout = trainer.rollouts_seen[-1]
     trainer.save_model()
     folder = tmp_path / "critic"
-    assert json.loads((folder / "critic.json").read_text())["settings"] == {"reward_range": [-0.4, 0.6]}
+    assert json.loads((folder / "critic.json").read_text())["settings"]["reward_range"] == [-0.4, 0.6]
     assert "values = -0.4 + 1 * outputs.sigmoid()" in (folder / "README.md").read_text()
     ours, loaded = trainer.state_values(rollout), load_critic(str(folder), trainer.processing_class)
     assert loaded.reward_range == [-0.4, 0.6]

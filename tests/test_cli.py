@@ -255,6 +255,25 @@ def test_it_trains_on_two_processes(folder):
     assert (folder / "out" / "checkpoint-2" / "rng_state_1.pth").exists()
 
 
+KILLS_ITSELF = """
+import os, signal
+
+def kill(completions, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--num_processes", 2, "--accelerate_config", "multi_gpu"]], ids=["one", "two"])
+def test_a_run_that_is_killed_says_so(flags, folder):
+    (folder / "killer.py").write_text(KILLS_ITSELF)
+    command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--reward_funcs", "killer.kill", *flags]
+    output = run([*command, *(["--mixed_precision", "no"] if flags else [])], cwd=folder, status=1)
+    last = output.splitlines()[-1]
+    assert "was killed by SIGKILL, which leaves no error" in last and "`--resume_from_checkpoint true`" in last
+    assert "see the first error above" not in output
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_says_so(folder):
     command = [BIN / "trl-credit", "grpo-lambda", "--config", "config.yaml", "--reward_funcs", "accuracy"]

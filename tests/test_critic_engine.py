@@ -1,14 +1,18 @@
 """The critic's optimizer: its schedule, its rates, its precision, and what it does with a gradient that is none."""
 
+from types import SimpleNamespace
+
 import pytest
 import sppo_runs
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny import tiny_model_dir
+from tiny import tiny_model, tiny_model_dir
 from vapo_runs import BEST_AT_END, PROMPTS, BestFirst, make_trainer
 
+from trl_credit.critics.engine.engine import _keep_in_float32
 from trl_credit.critics.token import make_token_critic
 
 
@@ -210,6 +214,36 @@ def test_a_critic_in_bfloat16_moves_the_weights_that_one_in_float32_moves(source
 
     bfloat16, float32 = moved("bfloat16"), moved("float32")
     assert bfloat16 > 0.98 * float32 > 3000
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        ({}, 0),
+        ({"critic_model_init_kwargs": {"dtype": "float32"}}, 0),
+        ({"critic_model_init_kwargs": {"dtype": "bfloat16"}}, 1),
+        ({"model_init_kwargs": {"dtype": "bfloat16"}}, 1),  # inherited
+        ({"model_init_kwargs": {"dtype": "bfloat16"}, "critic_model_init_kwargs": {"dtype": "float32"}}, 0),
+    ],
+)
+def test_who_asks_for_less_than_float32_is_told_once_what_is_kept(settings, times, model_dir, tmp_path, caplog):
+    make_trainer(model_dir, tmp_path, max_steps=2, **settings).train()
+    assert caplog.text.count("The critic was loaded in torch.bfloat16. The weights of it that are trained are") == times
+
+
+@pytest.mark.parametrize(("section", "times"), [({}, 0), ({"bf16_master_weights_and_grads": True}, 1)])
+def test_deepspeed_without_copies_in_float32_is_warned_of_by_name(section, times, caplog):
+    from accelerate.utils import DeepSpeedPlugin, DistributedType
+
+    pytest.importorskip("deepspeed")
+    config = {"bf16": {"enabled": True, **section}, "zero_optimization": {"stage": 2}}
+    state = SimpleNamespace(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config))
+    kind = {"distributed_type": DistributedType.DEEPSPEED, "mixed_precision": "bf16"}
+    PartialState()  # for the logger
+    network = tiny_model().bfloat16()
+    assert _keep_in_float32(network, SimpleNamespace(state=state, **kind)) is None
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}, "as DeepSpeed takes it"
+    assert caplog.text.count("`bf16_master_weights_and_grads` in the DeepSpeed config leaves no copy") == times
 
 
 def test_a_critic_in_bfloat16_is_saved_as_it_is_trained_and_resumes_to_the_bit(model_dir, tmp_path):

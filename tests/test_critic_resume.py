@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from sppo_runs import critic_dir
 from tiny import tiny_model_dir
 
+from trl_credit.saved import MANIFEST
+
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +146,8 @@ def test_a_policy_with_adapters_resumes_beside_a_critic_with_adapters(model_dir,
 
 def test_a_checkpoint_without_the_critics_state_is_refused(model_dir, tmp_path):
     run(model_dir, tmp_path)
-    (tmp_path / "checkpoint-4" / "critic_state.pt").unlink()
+    for name in ("critic_state.pt", MANIFEST):
+        (tmp_path / "checkpoint-4" / name).unlink()
     from vapo_runs import make_trainer
 
     trainer = make_trainer(model_dir, tmp_path / "other")

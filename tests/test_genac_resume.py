@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from genac_runs import fit_critic
 from safetensors.torch import load_file
 from test_critic_resume import same_tensors
 from tiny import tiny_model_dir
+
+from trl_credit.saved import MANIFEST
 
 
 pytestmark = pytest.mark.slow
@@ -122,10 +125,9 @@ def test_a_checkpoint_without_genacs_state_is_refused(never_killed, networks, tm
     from genac_runs import make_trainer
 
     kind, folder = never_killed
-    (folder / "checkpoint-5" / "genac_state.json").rename(tmp_path / "elsewhere")
-    trainer = make_trainer(networks[0], tmp_path, critic=networks[1])
-    try:
-        with pytest.raises(FileNotFoundError, match="checkpoint-5 holds no genac_state.json"):
-            trainer.train(resume_from_checkpoint=str(folder / "checkpoint-5"))
-    finally:
-        (tmp_path / "elsewhere").rename(folder / "checkpoint-5" / "genac_state.json")
+    checkpoint = shutil.copytree(folder / "checkpoint-5", tmp_path / "checkpoint-5")
+    for name in ("genac_state.json", MANIFEST):
+        (checkpoint / name).unlink()
+    trainer = make_trainer(networks[0], tmp_path / "other", critic=networks[1])
+    with pytest.raises(FileNotFoundError, match="checkpoint-5 holds no genac_state.json"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))

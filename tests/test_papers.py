@@ -14,7 +14,10 @@ PAPERS = {
     "vineppo": ("2410.01679", "VinePPO: Refining Credit Assignment in RL Training of LLMs"),
     "vapo": ("2504.05118", "VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning Tasks"),
     "sppo": ("2604.08865", "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks"),
-    "genac": ("2604.10701", "Generative Actor-Critic"),
+    "genac": (
+        "2604.10701",
+        "Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning",
+    ),
 }
 
 
@@ -26,3 +29,6 @@ def test_a_card_and_a_page_cite_the_paper_of_the_method(name):
     assert number in (DOCS / f"{METHODS[name].folder}.md").read_text(encoding="utf-8")
     if trainer._paper is not None:
         assert (trainer._paper["id"], trainer._paper["title"]) == (number, title)
+        citation = trainer._paper["citation"]
+        assert f"arXiv:{number}" in citation
+        assert re.search(r"^    author +=", citation, re.MULTILINE), "by whom"

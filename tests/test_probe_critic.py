@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from trl_credit.credit.boundaries import position_features, segment_starts, segments_of_starts, uncertain_starts
+from trl_credit.credit.boundaries import (
+    held,
+    position_features,
+    segment_starts,
+    segments_of_starts,
+    turn_starts,
+    uncertain_starts,
+)
 from trl_credit.credit.segment_gae import segment_advantages, segment_of_token
 from trl_credit.credit.trust import mixed_advantages, trust_sums, trust_weight
-from trl_credit.critics.probe import ProbeCritic, ReplayBuffer
+from trl_credit.critics.probe.learner import ProbeLearner
+from trl_credit.critics.probe.network import ProbeNetwork
+from trl_credit.critics.probe.replay import ReplayBuffer
 
 
 # --- Trust
@@ -91,6 +100,17 @@ def test_a_row_must_start_with_a_segment():
         segments_of_starts(torch.tensor([[False, True]]), torch.ones(1, 2))
 
 
+def test_a_turn_starts_where_the_policy_writes_again():
+    mask = torch.tensor([[1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0], [1, 0, 1, 0, 1, 0]])
+    assert turn_starts(mask).int().tolist() == [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0], [1, 0, 1, 0, 1, 0]]
+
+
+def test_what_is_known_at_a_start_holds_up_to_the_next():
+    x = torch.tensor([[1.0, 2, 3, 4, 5]])
+    starts = torch.tensor([[False, True, False, True, False]])
+    assert torch.equal(held(x, starts).nan_to_num(-1), torch.tensor([[-1.0, 2, 2, 4, 4]]))
+
+
 def test_open_choices_start_segments_and_so_does_the_first_token():
     entropy = torch.tensor([[0.1, 0.9, 0.5, 2.0, 3.0], [0.1, 0.1, 0.1, 0.1, 0.1]])
     mask = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
@@ -138,6 +158,10 @@ def test_buffer_keeps_no_rollout_alive_and_is_not_changed_from_outside():
 # --- The critic
 
 
+def make_learner(feature_size, hidden_size=32, reward_range=(0.0, 1.0), seed=0, **settings) -> ProbeLearner:
+    return ProbeLearner(ProbeNetwork(feature_size, hidden_size, reward_range, seed=seed), seed=seed, **settings)
+
+
 def bernoulli(states: int, seed: int):
     """States with one feature that tells the chance of a reward and three that tell nothing."""
     generator = torch.Generator().manual_seed(seed)
@@ -147,21 +171,21 @@ def bernoulli(states: int, seed: int):
 
 
 def test_critic_starts_at_the_mean_reward():
-    critic = ProbeCritic(4, updates=0, reward_range=(-1, 3))
+    critic = make_learner(4, updates=0, reward_range=(-1, 3))
     features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
-    assert critic.predict(features).tolist() == [1.0] * 40
+    assert critic.network.values(features).tolist() == [1.0] * 40
     returns = torch.tensor([3.0] * 10 + [-1.0] * 30)
     critic.learn(features, returns)
-    assert torch.allclose(critic.predict(features), torch.zeros(40), atol=1e-5)
+    assert torch.allclose(critic.network.values(features), torch.zeros(40), atol=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [0, 32])
 def test_critic_learns_chances_and_earns_trust(hidden):
-    critic = ProbeCritic(4, hidden_size=hidden)
+    critic = make_learner(4, hidden_size=hidden)
     for rollout in range(20):
         features, returns, chance = bernoulli(400, rollout)
-        values = critic.predict(features)
-        critic.measure(values, returns)
+        values = critic.network.values(features)
+        critic.measure(trust_sums(values, returns))
         if rollout < 1:
             assert critic.trust == 0
         critic.learn(features, returns)
@@ -173,10 +197,10 @@ def test_critic_learns_chances_and_earns_trust(hidden):
 def test_critic_that_can_know_nothing_earns_none():
     trusts = []
     for seed in range(5):
-        critic = ProbeCritic(3, seed=seed)
+        critic = make_learner(3, seed=seed)
         for rollout in range(12):
             features, returns, _ = bernoulli(400, 100 * seed + rollout)
-            critic.measure(critic.predict(features[:, 1:]), returns)
+            critic.measure(trust_sums(critic.network.values(features[:, 1:]), returns))
             critic.learn(features[:, 1:], returns)
         trusts.append(critic.trust)
     assert sum(trusts) / 5 < 0.15
@@ -216,7 +240,7 @@ def test_a_perfect_critic_gives_exact_credit_and_a_random_one_the_baseline():
 
 
 def test_learnt_credit_comes_near_the_exact_one():
-    critic = ProbeCritic(12, seed=1)
+    critic = make_learner(12, seed=1)
     for seed in range(30):
         heads, exact, rewards = walks(seed)
         # What is written at a boundary, one-hot, and its place: the trainer's features.
@@ -225,8 +249,8 @@ def test_learnt_credit_comes_near_the_exact_one():
             [torch.nn.functional.one_hot(heads[:, :8], 9), torch.stack([place, place**2, place.log1p()], -1)], dim=-1
         ).flatten(0, 1)
         returns = rewards.repeat_interleave(8)
-        values = critic.predict(features)
-        critic.measure(values, returns)
+        values = critic.network.values(features)
+        critic.measure(trust_sums(values, returns))
         critic.learn(features, returns)
     segments = torch.arange(8).expand(len(heads), 8)
     learnt = segment_advantages(rewards, values.view(-1, 8), segments, gae_lambda=0.5)
@@ -239,27 +263,27 @@ def test_learnt_credit_comes_near_the_exact_one():
 
 
 def test_values_stay_within_the_range_of_the_rewards():
-    critic = ProbeCritic(4, reward_range=(-2.0, 1.0), learning_rate=0.5)
+    critic = make_learner(4, reward_range=(-2.0, 1.0), learning_rate=0.5)
     features, returns, _ = bernoulli(200, 0)
     for _ in range(3):
         critic.learn(features, 3 * returns - 2)
-    values = critic.predict(100 * features)
+    values = critic.network.values(100 * features)
     assert values.min() >= -2 and values.max() <= 1
     assert values.max() - values.min() > 2.5
 
 
 def test_rewards_outside_of_the_range_are_refused():
-    critic = ProbeCritic(4)
-    with pytest.raises(ValueError, match=r"-1 to 1 is outside of `reward_range`, 0 to 1"):
+    critic = make_learner(4)
+    with pytest.raises(ValueError, match=r"from -1 to 1, outside `reward_range=\[0, 1\]`"):
         critic.learn(torch.zeros(2, 4), torch.tensor([-1.0, 1.0]))
     with pytest.raises(ValueError, match="the lower one first"):
-        ProbeCritic(4, reward_range=(1.0, 0.0))
+        make_learner(4, reward_range=(1.0, 0.0))
 
 
 def test_features_of_very_different_size_are_learnt_alike():
     losses = []
     for scale in (torch.ones(4), torch.tensor([1e-3, 1e4, 1.0, 50.0])):
-        critic = ProbeCritic(4)
+        critic = make_learner(4)
         for rollout in range(5):
             features, returns, _ = bernoulli(200, rollout)
             loss = critic.learn(features * scale + 3 * scale, returns)
@@ -267,12 +291,12 @@ def test_features_of_very_different_size_are_learnt_alike():
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def run(critic: ProbeCritic, first: int, last: int) -> list[torch.Tensor]:
+def run(critic: ProbeLearner, first: int, last: int) -> list[torch.Tensor]:
     seen = []
     for rollout in range(first, last):
         features, returns, _ = bernoulli(100, rollout)
-        values = critic.predict(features)
-        critic.measure(values, returns)
+        values = critic.network.values(features)
+        critic.measure(trust_sums(values, returns))
         critic.learn(features, returns)
         seen += [values, torch.tensor(critic.trust)]
     return seen
@@ -280,7 +304,7 @@ def run(critic: ProbeCritic, first: int, last: int) -> list[torch.Tensor]:
 
 def test_same_seed_same_critic_and_nobody_elses_random_numbers():
     before = torch.random.get_rng_state()
-    runs = [run(ProbeCritic(4, seed=seed), 0, 4) for seed in (3, 3, 4)]
+    runs = [run(make_learner(4, seed=seed), 0, 4) for seed in (3, 3, 4)]
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
@@ -289,18 +313,18 @@ def test_same_seed_same_critic_and_nobody_elses_random_numbers():
 def test_resumed_critic_goes_on_to_the_bit():
     # More states than the buffer takes, so that what it drops must be resumed too.
     settings = {"buffer_states": 16 * 60, "seed": 5}
-    whole = ProbeCritic(4, **settings)
+    whole = make_learner(4, **settings)
     run(whole, 0, 7)
     file = io.BytesIO()
     torch.save(whole.state_dict(), file)
     file.seek(0)
-    resumed = ProbeCritic(4, **{**settings, "seed": 6})
+    resumed = make_learner(4, **{**settings, "seed": 6})
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert all(torch.equal(a, b) for a, b in zip(run(whole, 7, 12), run(resumed, 7, 12), strict=True))
 
 
 def test_a_rollout_without_rewards_changes_nothing():
-    critic = ProbeCritic(4)
+    critic = make_learner(4)
     assert np.isnan(critic.learn(torch.zeros(0, 4), torch.zeros(0)))
     assert critic.trust == 0
     run(critic, 0, 2)
@@ -308,8 +332,8 @@ def test_a_rollout_without_rewards_changes_nothing():
 
 
 def test_half_precision_features_are_learnt_from():
-    critic = ProbeCritic(4)
+    critic = make_learner(4)
     features, returns, _ = bernoulli(100, 0)
     loss = critic.learn(features.bfloat16(), returns)
     assert np.isfinite(loss)
-    assert critic.predict(features.bfloat16()).dtype == torch.float32
+    assert critic.network.values(features.bfloat16()).dtype == torch.float32

@@ -8,6 +8,8 @@ from genac_runs import fit_critic
 from genac_runs import make_trainer as make_genac
 from vapo_runs import make_trainer as make_vapo
 
+from trl_credit.saved import MANIFEST
+
 
 # Four micro-batches a rollout, two a step, each trained on twice: a rollout lasts four steps.
 SETTINGS = {
@@ -72,7 +74,8 @@ def test_a_rollout_that_cannot_be_gone_on_with_is_generated_anew_and_that_is_sai
     checkpoint = tmp_path / "whole" / "checkpoint-1"
     settings = {"max_steps": 2}
     if change == "no rollout":
-        (checkpoint / "rollout_0_of_1.pt").unlink()
+        for name in ("rollout_0_of_1.pt", MANIFEST):
+            (checkpoint / name).unlink()
     else:
         settings |= {"steps_per_generation": 8}
     resumed = make("vapo", model_dir, tmp_path / "resumed", critic, **settings)

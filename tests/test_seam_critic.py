@@ -110,6 +110,7 @@ def missing(seen) -> list[str]:
     need(trainer._get_output_dir(trial=None) == folder, "_get_output_dir")
     pushes = list(inspect.signature(trl.GRPOTrainer._push_from_checkpoint).parameters) == ["self", "checkpoint_folder"]
     need(pushes, "_push_from_checkpoint")
+    need(list(inspect.signature(trl.GRPOTrainer.train).parameters)[1] == "resume_from_checkpoint", "train")
     loaded = of("_load_optimizer_and_scheduler", seen.resumed)
     need(bool(loaded) and loaded[0][1][0].endswith("checkpoint-1"), "_load_optimizer_and_scheduler")
     need(bool(of("_load_rng_state", seen.resumed)), "_load_rng_state")
@@ -192,6 +193,38 @@ def test_a_network_beside_the_policy_generates_as_trls_policy_does(model_dir):
     assert {name: arguments[name].default for name in whole} == whole
     assert list(inspect.signature(VLLMGeneration.generate).parameters)[1:4] == ["prompts", "images", "num_generations"]
     assert list(inspect.signature(VLLMGeneration.sync_weights).parameters) == ["self"]
+
+
+def test_the_references_pass_can_be_listened_to(model_dir, tmp_path):
+    trainer = trl.GRPOTrainer(
+        model=model_dir,
+        reward_funcs=lambda completions, **kwargs: [0.5] * len(completions),
+        args=trl.GRPOConfig(str(tmp_path), **SETTINGS, beta=0.1),
+        train_dataset=Dataset.from_dict({"prompt": ["ab", "cde", "f", "gh"]}),
+    )
+    readers, forward = [], trainer._get_per_token_logps_and_entropies
+
+    def watched(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        readers.append(model)
+        return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = watched
+    trainer.train()
+    # The policy as it was, then the reference, once and with the whole rollout, then the losses.
+    assert [model is trainer.ref_model for model in readers] == [False, True, False, False]
+
+    ids = torch.tensor([[65, 66, 67, 68]])
+    read = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "fused_lm_head": True}
+    utils.add_fused_lm_head(
+        trainer.ref_model, temperature=1.0, cast_lm_head_to_fp32=False, outputs=("log_probs", "entropy")
+    )
+    with torch.no_grad():  # a second time, on what is wrapped already
+        found = trainer.ref_model(**read)
+        logps = trainer.ref_model(ids).logits[:, :-1].log_softmax(-1)
+    chosen = logps.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+    assert torch.allclose(found.log_probs, chosen, atol=1e-4)
+    assert torch.allclose(found.entropy, -(logps.exp() * logps).sum(-1), atol=1e-4)
+    assert list(inspect.signature(utils.use_adapter).parameters) == ["model", "adapter_name"]
 
 
 def test_lists_in_a_rollout_stay_with_their_rows():

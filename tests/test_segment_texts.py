@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from trl_credit.critics.generative.question import TEMPLATE, critic_query, render
-from trl_credit.segmenting import segment_texts, token_texts
+from trl_credit.segmenting import DelimiterSegmenter, segment_texts, token_texts
 
 
 def spacing_tokenizer():
@@ -43,6 +43,20 @@ def test_the_texts_of_32k_tokens_take_no_time(name):
         seconds.append(time.process_time() - started)
     assert "".join(texts) == tokenizer.decode(ids)
     assert min(seconds) < 0.2, "a decoding for each prefix takes ten times as long"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_cutting_32k_tokens_takes_a_few_times_as_long_as_reading_their_text(name):
+    tokenizer, rng = TOKENIZERS[name](), random.Random(0)
+    ids = tokenizer("".join(rng.choice("ab so\n.é") for _ in range(32_000)))["input_ids"][:32_000]
+    seconds = {token_texts: [], DelimiterSegmenter(): []}
+    for _ in range(5):
+        for function, taken in seconds.items():
+            started = time.process_time()
+            function(*((tokenizer, ids) if function is token_texts else (ids, tokenizer)))
+            taken.append(time.process_time() - started)
+    reading, cutting = (min(taken) for taken in seconds.values())
+    assert cutting < 2.5 * reading, "looking each token up by itself takes three times as long as reading them all"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

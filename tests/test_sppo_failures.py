@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from sppo_runs import critic_dir, make_critic, make_trainer
+from sppo_runs import critic_dir, critic_tokenizer, make_critic, make_trainer, rollout_of
 from tiny import tiny_model_dir
 
 
@@ -22,14 +22,23 @@ def ones(completions, **kwargs):
     return [1.0] * len(completions)
 
 
+def one_ends_at_once(prompts, trainer):
+    rollout = rollout_of(prompts, trainer)
+    end = {"completion_ids": trainer.processing_class.eos_token_id, "logprobs": 0.0, "env_mask": 1}
+    for name, value in end.items():
+        rollout[name][0] = [value]
+    return rollout
+
+
 def test_2_the_advantage_reaches_a_real_eos_when_pad_is_eos(tmp_path):
     model_dir = tiny_model_dir(tmp_path / "model", pad_is_eos=True)
-    trainer = make_trainer(model_dir, tmp_path, ones, critic_initial_value=0.5)
+    trainer = make_trainer(model_dir, tmp_path, ones, one_ends_at_once, critic_initial_value=0.5)
     trainer.train()
     rollout = trainer.rollouts_seen[0]
     is_eos = rollout["completion_ids"] == trainer.processing_class.eos_token_id
     real = (is_eos & rollout["completion_mask"].bool()).sum(1)
     assert real.max() == 1 and is_eos.sum() > real.sum() > 0, "one in the mask, and padding that is not"
+    assert rollout["completion_mask"].sum(1).min() == 1, "a completion that is nothing but its end"
     assert rollout["advantages"].abs().min() > 0.4, "all scored: R is 1 and V a half"
 
 
@@ -108,7 +117,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_critic_as_it_was(model
     network = make_critic()
     with torch.no_grad():
         network.score.bias.fill_(torch.inf)
-    trainer = make_trainer(model_dir, tmp_path, critic=network, prompts=["  "] * 8, critic_loss="mse")
+    settings = {"critic": network, "critic_processing_class": critic_tokenizer(), "critic_loss": "mse"}
+    trainer = make_trainer(model_dir, tmp_path, prompts=["  "] * 8, **settings)
     weights = copy.deepcopy(trainer.critic.state_dict())
     rollout = {"critic_prompts": torch.tensor([[7, 8]]), "critic_targets": torch.tensor([1.0])}
     trainer.engine.begin(1)

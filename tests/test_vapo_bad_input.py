@@ -30,7 +30,7 @@ def test_a_config_that_cannot_be_meant_is_refused_as_the_docs_say(settings, mess
 
 
 def test_the_table_is_read():
-    assert len(table()) == 26
+    assert len(table()) == 27
 
 
 @pytest.mark.parametrize("value", ["0.9", 0.9])

@@ -71,7 +71,7 @@ def test_its_card_says_what_it_is_and_how_it_was_trained(hub, published):
 def test_the_policys_card_cites_the_method_and_says_where_the_critic_is(hub, published):
     name, _ = published
     text = hub.files(f"models/user/{name}")["README.md"].decode()
-    cited = {"vapo": "@article{yue2025vapo,", "sppo": "@article{sppo2026,"}
+    cited = {"vapo": "@article{yue2025vapo,", "sppo": "@article{wang2026sppo,"}
     assert cited[name] in text
     assert f"[in the folder `critic`](https://huggingface.co/user/{name}/tree/main/critic)" in text
     assert f"(https://huggingface.co/user/{name}-critic)" in text
@@ -109,3 +109,18 @@ print(tokenize_prompts(one, prompt)[0])
     result = run_client(hub, tmp_path / "cache", sys.executable, "-c", code, token="hf_reads")
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout.splitlines()[-1]) == critic_ids([{"role": "user", "content": "ab"}])
+
+
+def test_the_critic_of_a_private_run_is_in_a_private_repository(hub, tmp_path):
+    folder = tmp_path / "critic"
+    folder.mkdir()
+    (folder / "README.md").write_text("A critic.")
+    code = f"""
+from pathlib import Path
+from transformers import TrainingArguments
+from trl_credit.critics.card import push_critic
+push_critic(Path({str(folder)!r}), "user/secret", TrainingArguments({str(tmp_path)!r}, hub_private_repo=True))
+"""
+    result = run_client(hub, tmp_path / "cache", sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert hub.repos["models/user/secret"].private

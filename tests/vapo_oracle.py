@@ -1,6 +1,7 @@
 """VAPO written as its papers do: one completion at a time, no padding, loops over tokens, float64."""
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ class Sample:
     rewards: list[float] | None  # on the completion's tokens; None: not scored
     cut_off: bool
     old_logps: list[float] | None = None
+    sampler_logps: list[float] | None = None  # where they are not the old policy's
 
 
 def logps(policy, sample):
@@ -89,16 +91,34 @@ class Oracle:
     def policy_loss(self, samples, credit):
         trained = sum(sum(sample.trained) for sample in samples)  # unscored ones have zero advantages, but count
         surrogate, nll, positive = 0.0, 0.0, 0
+        self.masked = []
         for sample, tokens in zip(samples, credit, strict=True):
             now = logps(self.policy, sample)
             right = sample.rewards is not None and sum(sample.rewards) > self.args.positive_reward_threshold
             for t, (advantage, _, _) in tokens.items():
-                ratio = (now[t] - sample.old_logps[t]).exp()
-                clipped = ratio.clamp(1 - self.args.epsilon, 1 + self.args.epsilon_high)
-                surrogate = surrogate - torch.minimum(ratio * advantage, clipped * advantage)
+                if self.args.trust_region == "clip":
+                    ratio = (now[t] - sample.old_logps[t]).exp()
+                    clipped = ratio.clamp(1 - self.args.epsilon, 1 + self.args.epsilon_high)
+                    surrogate = surrogate - torch.minimum(ratio * advantage, clipped * advantage)
+                else:
+                    surrogate = surrogate - self.trusted(now[t], sample.sampler_logps[t], advantage)
                 if right:
                     nll, positive = nll - now[t], positive + 1
         return surrogate / trained + self.args.positive_lm_coef * nll / max(positive, 1)
+
+    def trusted(self, now, then, advantage):
+        """r·A where the token is in the trust region, else 0; `masked` keeps what was left out."""
+        ratio, pi, mu = (now - then).exp(), now.exp().item(), math.exp(then)
+        if self.args.trust_region == "dis":
+            inside = 1 - self.args.epsilon <= ratio <= 1 + self.args.epsilon_high
+        else:
+            divergence = abs(pi - mu)
+            if self.args.trust_region == "dppo_kl":
+                divergence = mu * math.log(mu / pi) + (1 - mu) * math.log((1 - mu) / (1 - pi))
+            away = (advantage > 0 and ratio > 1) or (advantage < 0 and ratio < 1)
+            inside = not (away and divergence > self.args.trust_region_threshold)
+        self.masked.append(0 if inside else 1 if ratio > 1 else -1)
+        return ratio * advantage * inside
 
     def critic_loss(self, samples, credit):
         total, count = 0.0, 0

@@ -11,6 +11,8 @@ _SHARED_SETTINGS = (
     "num_generations",
     "num_iterations",
     "loss_type",
+    "trust_region",
+    "trust_region_threshold",
     "epsilon",
     "epsilon_high",
     "beta",

@@ -37,9 +37,6 @@ _DELIMITERS = (
 )
 
 
-_LENGTHS = ("min", "target", "max")
-
-
 @dataclass(frozen=True)
 class DelimiterSegmenter:
     """
@@ -90,7 +87,9 @@ class DelimiterSegmenter:
                 With the options `segment_min_length`, `segment_target_length`, `segment_max_length` and `max_segments`.
         """
         try:
-            return cls(*(getattr(config, f"segment_{name}_length") for name in _LENGTHS), config.max_segments)
+            return cls(
+                config.segment_min_length, config.segment_target_length, config.segment_max_length, config.max_segments
+            )
         except ValueError as error:
             raise ValueError(
                 f"{type(config).__name__}: {error} They are `segment_min_length` and so on here."
@@ -259,9 +258,18 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
     """
     Where each token ends in `text`, the text of them all; `None` inside a character.
 
-    Most tokens are looked up by themselves. The others, a part of a character or a word of a tokenizer that drops a
-    leading space, are decoded behind at least four tokens before them, for a character has at most four bytes.
+    Where the texts of the tokens do not add up to readable text, most of these are looked up by themselves. The others,
+    a part of a character or a word of a tokenizer that drops a leading space, are decoded behind at least four tokens
+    before them, for a character has at most four bytes.
     """
+    texts = token_texts(tokenizer, token_ids)
+    if "\ufffd" not in text and "".join(texts) == text:
+        silent = {token for token, own in zip(token_ids, texts, strict=True) if not own}
+        parts = {token for token in silent if "\ufffd" in _decode(tokenizer, [token])}
+        ends = itertools.accumulate(map(len, texts))
+        return [
+            None if not own and token in parts else end for token, own, end in zip(token_ids, texts, ends, strict=True)
+        ]
     pieces: dict[int, str] = {}
     offsets: list[int | None] = []
     known, offset = 0, 0  # tokens up to `known` end at `offset`

@@ -8,13 +8,13 @@ from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, SPPOConfig, SPPOTrai
 from trl_credit.seam import CreditConfig
 from trl_credit.trainers.vineppo import VinePPOConfig
 
-from .probe_trainer import ProbeConfig, ProbeTrainer
 from .trainers import (
     BatchMeanTrainer,
     OracleConfig,
     OracleTrainer,
     PositionWeightsConfig,
     PositionWeightsTrainer,
+    TaskVAPOTrainer,
     TaskVinePPOTrainer,
 )
 
@@ -30,6 +30,15 @@ class Arm(NamedTuple):
 
 # PPO is a setting of VAPO's trainer, as its config says.
 _PPO = {"critic_pretraining_steps": 0, "policy_lambda": 0.95, "critic_lambda": 0.95}
+_PROBE = {
+    "critic_model_name_or_path": "probe",
+    "probe_boundaries": "segments",
+    "policy_lambda": 0.5,
+    "epsilon_high": 0.2,
+    "positive_lm_coef": 0.0,
+    "beta": 0.03,  # without a penalty there is no pass of the reference
+    "num_generations": 1,
+}
 ARMS = {
     # TRL, unmodified
     "grpo": Arm(GRPOConfig, GRPOTrainer),
@@ -44,7 +53,7 @@ ARMS = {
     "ppo": Arm(VAPOConfig, VAPOTrainer, {**_PPO, "epsilon_high": 0.2, "positive_lm_coef": 0.0}),
     "sppo": Arm(SPPOConfig, SPPOTrainer, {"num_generations": 1}),
     "vineppo": Arm(VinePPOConfig, TaskVinePPOTrainer, {"num_generations": 1}, knows_task=True),
-    "probe": Arm(ProbeConfig, ProbeTrainer, {"num_generations": 1}, knows_task=True),
+    "probe": Arm(VAPOConfig, TaskVAPOTrainer, _PROBE, knows_task=True),
     # What cannot be bettered
     "oracle": Arm(OracleConfig, OracleTrainer, {"num_generations": 1}, knows_task=True),
 }

@@ -149,6 +149,8 @@ class _Curve(TrainerCallback):
 
     def _count_read(self, module, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None or ids.is_floating_point():  # a probe critic reads no tokens
+            return
         mask = kwargs.get("attention_mask")
         self.read += ids.numel() if mask is None else int(mask.sum())
 

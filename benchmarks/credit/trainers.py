@@ -7,6 +7,7 @@ import torch
 from trl_credit.credit.gae import gae
 from trl_credit.credit.traces import adjoint_trace
 from trl_credit.seam import CreditConfig, CreditTrainer, LossTerms
+from trl_credit.trainers.vapo import VAPOTrainer
 from trl_credit.trainers.vineppo import VinePPOTrainer
 
 from .exact import exact_values, monte_carlo_values
@@ -15,6 +16,11 @@ from .exact import exact_values, monte_carlo_values
 def batch_mean_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """R less the mean of all, shape `(B,)`; 0 where there is no reward."""
     return torch.nan_to_num(rewards - rewards.nanmean())
+
+
+def segmenter_of(task):
+    """The segments of a task, as trainers ask for them."""
+    return lambda token_ids, tokenizer, trainable=None: task.segment_ends(len(token_ids))
 
 
 class BatchMeanTrainer(CreditTrainer):
@@ -63,6 +69,15 @@ class OracleConfig(CreditConfig):
     continuations: int = field(default=0)
 
 
+class TaskVAPOTrainer(VAPOTrainer):
+    """VAPO with a probe critic at the boundaries of the task's segments, if it is asked at segments at all."""
+
+    def __init__(self, *args, task, **kwargs):
+        if kwargs["args"].probe_boundaries == "segments":
+            kwargs["segmenter"] = segmenter_of(task)
+        super().__init__(*args, **kwargs)
+
+
 class TaskVinePPOTrainer(VinePPOTrainer):
     """VinePPO on the segments of the task."""
 
@@ -72,7 +87,7 @@ class TaskVinePPOTrainer(VinePPOTrainer):
             model,
             reward_funcs,
             *args,
-            segmenter=lambda token_ids, tokenizer, trainable=None: task.segment_ends(len(token_ids)),
+            segmenter=segmenter_of(task),
             **kwargs,
         )
 

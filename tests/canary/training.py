@@ -17,6 +17,7 @@ FOR_CRITICS = {
     "_prepare_inputs",
     "_get_train_sampler",
     "_get_output_dir",
+    "train",
     "_save_checkpoint",
     "_push_from_checkpoint",
     "_load_optimizer_and_scheduler",
@@ -37,6 +38,9 @@ FOR_CRITICS = {
     "split_tensor_dict",
     "unwrap_model_for_generation",
     "VLLMGeneration",
+    "ref_model",
+    "add_fused_lm_head",
+    "use_adapter",
 }
 
 

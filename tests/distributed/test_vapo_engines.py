@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 import vapo_worker
 from launch import BIN, CONFIGS, TESTS, accelerate, run
 from safetensors.torch import load_file
@@ -130,6 +131,21 @@ def test_the_fresh_head_starts_at_the_mean_reward_and_every_weight_of_the_critic
         # Attention does not see a bias on all its keys.
         if name in before and not name.endswith("k_proj.bias"):
             assert (weight - before[name]).abs().max() > 10 * TOLERANCE, name
+
+
+def test_14_adapters_on_a_base_in_bfloat16_are_trained_with_zero_3(model_dir, one_process, tmp_path):
+    scenarios = list(vapo_worker.BF16_SCENARIOS)
+    script = [TESTS / "distributed" / "vapo_worker.py", model_dir, tmp_path, *scenarios]
+    run(accelerate(CONFIGS / "zero3.yaml", *script, precision="bf16"), engine="zero3")
+    fresh, loaded = (Run(tmp_path / scenario) for scenario in scenarios)
+    adapters = [name for name in fresh.weights["critic"] if "lora_" in name]
+    for trained in (fresh, loaded):
+        assert trained.engines["critic"]["zero_stage"] == 3 and trained.critic_steps == 5
+        assert {trained.weights["critic"][name].dtype for name in adapters} == {torch.bfloat16}
+    for name in adapters:
+        assert (loaded.weights["critic"][name] - fresh.weights["critic"][name]).abs().max() > 0, name
+    for step, other in zip(fresh.steps, one_process["lora"].steps, strict=True):
+        assert step["critic/value_mean"] == pytest.approx(other["critic/value_mean"], rel=0.1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

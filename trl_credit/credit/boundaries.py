@@ -20,6 +20,39 @@ def segment_starts(segments: torch.Tensor) -> torch.Tensor:
     return segments > before
 
 
+def turn_starts(mask: torch.Tensor) -> torch.Tensor:
+    """
+    The first token of each turn of the policy: the first trained one of a row, and those after what others wrote.
+
+    Args:
+        mask (`torch.Tensor`):
+            Trained tokens, shape `(B, T)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, boolean.
+    """
+    mask = mask.bool()
+    return mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+
+
+def held(x: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """
+    What is known at the starts of segments, for every token up to the next one.
+
+    Args:
+        x (`torch.Tensor`):
+            Shape `(B, T)`.
+        starts (`torch.Tensor`):
+            Boolean, shape `(B, T)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, NaN before the first start of a row.
+    """
+    columns = torch.arange(x.shape[1], device=x.device)
+    latest = torch.where(starts, columns, -1).cummax(1).values
+    return torch.where(latest < 0, torch.nan, x.gather(1, latest.clamp(min=0)))
+
+
 def uncertain_starts(entropy: torch.Tensor, mask: torch.Tensor, threshold: float) -> torch.Tensor:
     """
     The first trained token of each row, and every one whose choice was more open than `threshold`.

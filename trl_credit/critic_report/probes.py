@@ -94,6 +94,8 @@ class Rollout:
             Reward of the completion; NaN for the beginning of one.
         other_rewards (`list[float]`):
             Rewards of the other completions of the prompt, as far as they were scored.
+        row (`dict`):
+            The row of the data, for critics that are told more than the prompt.
     """
 
     prompt: Any
@@ -104,6 +106,7 @@ class Rollout:
     group: int
     reward: float = math.nan
     other_rewards: list[float] = field(default_factory=list)
+    row: dict[str, Any] = field(default_factory=dict)
 
     @property
     def true_values(self) -> np.ndarray:
@@ -318,6 +321,7 @@ def _assemble(drawer: _Drawer) -> Probes:
         others = [drawer.rollouts[prompt, s]["reward"] for s in range(drawer.settings.completions) if s != sample]
         common = {
             "prompt": drawer.rows[prompt]["prompt"],
+            "row": drawer.rows[prompt],
             "prompt_ids": drawer.prompt_ids[prompt],
             "group": prompt,
             "other_rewards": [reward for reward in others if reward is not None],

@@ -20,7 +20,7 @@ def write_critic_card(folder: Path, trainer) -> None:
     policy = trainer.model.config.name_or_path if hasattr(trainer.model, "config") else ""
     args = trainer.args
     base = f"base_model: {policy}\n" if policy and not Path(policy).exists() else ""
-    names = [name for name in sorted(vars(args)) if name.startswith("critic_")]
+    names = trainer.critic_options()
     others = ("reward_range", "gamma", "truncation", "num_generations", "max_completion_length")
     names += [name for name in others if hasattr(args, name)]
     beside = f"[the policy](https://huggingface.co/{trainer.hub_model_id})" if trainer.hub_model_id else "the policy"

@@ -10,6 +10,8 @@ from torch import nn
 
 # In a rollout, its prompts as they are in the dataset, texts or conversations, one per completion.
 PROMPTS = "prompts"
+# And the rows themselves, for critics that are told more than the policy.
+ROWS = "rows"
 
 
 class Runner(Protocol):
@@ -100,8 +102,9 @@ class Critic:
             rollout (`dict`):
                 `prompt_ids`, `prompt_mask` of shape `(B, P)`, padded on the left; `completion_ids`, `completion_mask`
                 of shape `(B, T)`, padded on the right; `tool_mask` of the same shape if tools wrote some of the tokens;
-                `prompts`, the B prompts as they are in the dataset; and, to tell a critic that values only a few states
-                which ones, `cuts`: for each completion, in rising order, the numbers of tokens after which they lie.
+                `prompts`, the B prompts as they are in the dataset, and `rows`, its rows, for a critic that reads
+                other columns too; and, to tell a critic that values only a few states which ones, `cuts`: for each
+                completion, in rising order, the numbers of tokens after which they lie.
 
         Returns:
             `torch.Tensor`: `(B, T + 1)`, float32, without gradient. Column t is the state in which token t is chosen;
@@ -116,7 +119,7 @@ class Critic:
 
         Args:
             rollouts (`Sequence[Rollout]`):
-                Each with `prompt`, `prompt_ids`, `completion_ids` and `cuts`, see
+                Each with `prompt`, `row`, `prompt_ids`, `completion_ids` and `cuts`, see
                 [`~trl_credit.critic_report.Rollout`].
 
         Returns:
@@ -142,7 +145,7 @@ def as_rollout(rollouts: Sequence[Any], device: Any = None) -> dict:
 
     Args:
         rollouts (`Sequence[Rollout]`):
-            Each with `prompt`, `prompt_ids`, `completion_ids` and `cuts`.
+            Each with `prompt`, `row`, `prompt_ids`, `completion_ids` and `cuts`.
         device (*optional*):
             Where the tensors go.
     """
@@ -158,6 +161,7 @@ def as_rollout(rollouts: Sequence[Any], device: Any = None) -> dict:
     return {
         **{name: torch.tensor(rows, device=device) for name, rows in batch.items()},
         PROMPTS: [rollout.prompt for rollout in rollouts],
+        ROWS: [rollout.row for rollout in rollouts],
         "cuts": [list(rollout.cuts) for rollout in rollouts],
     }
 

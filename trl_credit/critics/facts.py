@@ -17,10 +17,13 @@ from ..saved import read_json
 
 
 FACTS_FILE = "critic.json"
+# A kind of critic, and what a trainer is given for one that begins with the run.
+PROBE = "probe"
 KINDS = {
     "token": "a critic of tokens (VAPO, PPO)",
     "prompt": "a critic of prompts (SPPO)",
     "generative": "a generative critic (GenAC)",
+    PROBE: "a probe critic (VAPO)",
 }
 logger = get_logger(__name__)
 
@@ -32,7 +35,7 @@ class CriticFacts:
 
     Args:
         kind (`str`):
-            `"token"`, `"prompt"` or `"generative"`.
+            `"token"`, `"prompt"`, `"generative"` or `"probe"`.
         settings (`dict`, *optional*):
             Options of its trainer's config, by name, that determine what it is asked and how its answers are read.
         hint (`dict`, *optional*):
@@ -48,6 +51,8 @@ class CriticFacts:
             Arguments of its tokenizer's chat template, for a critic of prompts.
         vocabulary_size (`int`, *optional*):
             Tokens that its network knows.
+        reads (`dict`, *optional*):
+            For a probe critic the `model` whose states it reads, a path or Hub id, and the `temperature` at which.
         updates (`int`, *optional*, defaults to `0`):
             Number of updates so far, including those of earlier stages.
         trl_credit (`str`, *optional*):
@@ -62,6 +67,7 @@ class CriticFacts:
     own_tokenizer: bool = False
     template_kwargs: dict[str, Any] | None = None
     vocabulary_size: int | None = None
+    reads: dict[str, Any] | None = None
     updates: int = 0
     trl_credit: str = field(default_factory=lambda: version("trl-credit"))
 

@@ -5,6 +5,7 @@ from typing import Any
 from .critic import Critic
 from .facts import CriticFacts
 from .generative.critic import GenerativeCritic
+from .probe.critic import ProbeCritic
 from .prompt import PromptCritic
 from .token import TokenCritic
 
@@ -21,7 +22,7 @@ def load_critic(
         policy_tokenizer (`PreTrainedTokenizerBase`):
             The policy's.
         kind (`str`, *optional*):
-            `"token"`, `"prompt"` or `"generative"`. Default: what its `critic.json` says, or else `"token"`.
+            `"token"`, `"prompt"`, `"generative"` or `"probe"`. Default: what its `critic.json` says, or else `"token"`.
         batch_size (`int`, *optional*, defaults to `32`):
             Completions or prompts per batch.
         dtype (`str`, *optional*, defaults to `"auto"`):
@@ -44,4 +45,6 @@ def load_critic(
         return PromptCritic.from_pretrained(
             path, batch_size=batch_size, policy_tokenizer=policy_tokenizer, dtype=dtype, **known
         )
+    if kind == "probe":
+        return ProbeCritic.from_pretrained(path, policy_tokenizer, batch_size, dtype=dtype)
     return TokenCritic.from_pretrained(path, policy_tokenizer, batch_size, dtype=dtype)

@@ -9,18 +9,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
-from trl import is_conversational
 
 from ..credit.bounded_values import bounded_values
-from .critic import PROMPTS, Critic, Runner, nan_beyond_the_end, on_device
+from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts, fingerprint
-from .token import make_token_critic, read_values, refuse_causal_lm, refuse_images
+from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
+from .refusals import refuse_causal_lm, refuse_images
+from .token import make_token_critic, read_values
 
 
-# In a tensor of prompts, what is no token.
-PAD = -1
 # Keyword arguments of a model's `from_pretrained` that its tokenizer shares.
 _SHARED_KWARGS = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder")
 
@@ -47,6 +45,8 @@ class PromptCritic(Critic):
             Those of the policy, for chat templates that show them.
         template_kwargs (`dict`, *optional*):
             Further arguments of the chat template.
+        prompt_template (`str`, *optional*):
+            What it reads in the place of the prompt, see [`~trl_credit.critics.prompt_tokens.critic_prompts`].
     """
 
     kind = "prompt"
@@ -61,13 +61,14 @@ class PromptCritic(Critic):
         batch_size: int = 32,
         tools: list | None = None,
         template_kwargs: dict | None = None,
+        prompt_template: str | None = None,
     ):
         if critic_loss not in ("bce", "mse"):
             raise ValueError(f"`critic_loss` must be 'bce' or 'mse', got {critic_loss!r}.")
         super().__init__(network, name)
         self.tokenizer, self.prompts_at_once = tokenizer, batch_size
         self.critic_loss, self.reward_range = critic_loss, reward_range
-        self.tools, self.template_kwargs = tools, template_kwargs
+        self.tools, self.template_kwargs, self.prompt_template = tools, template_kwargs, prompt_template
 
     @classmethod
     def from_pretrained(
@@ -99,7 +100,8 @@ class PromptCritic(Critic):
             facts.refuse_other_kind(cls.kind, path)
             settings = facts.agreed(settings, {"critic_loss": "bce", "reward_range": [0.0, 1.0]}, path)
             settings["template_kwargs"] = facts.template_kwargs
-            if policy_tokenizer is not None and not facts.own_tokenizer:
+            settings["prompt_template"] = facts.settings.get("critic_prompt_template")
+            if policy_tokenizer is not None and not facts.own_tokenizer and settings["prompt_template"] is None:
                 reads_policys_tokens = facts.tokenizer == fingerprint(policy_tokenizer)
         refuse_causal_lm(path)
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
@@ -131,7 +133,8 @@ class PromptCritic(Critic):
         if self.tokenizer is None:  # exactly what the policy has read
             prompts = torch.where(rollout["prompt_mask"].bool(), rollout["prompt_ids"], PAD)
         else:
-            ids = tokenize_prompts(self.tokenizer, rollout[PROMPTS], self.tools, self.template_kwargs)
+            texts = critic_prompts(self.prompt_template, rollout)
+            ids = tokenize_prompts(self.tokenizer, texts, self.tools, self.template_kwargs)
             prompts = pad_prompts(ids).to(next(self.network.parameters()).device)
         config = self.network.config.get_text_config()
         if prompts.max() >= config.vocab_size:
@@ -209,59 +212,6 @@ def load_critic_tokenizer(source: str | Path, model_init_kwargs: dict | None = N
             "trained with."
         )
     return tokenizer
-
-
-def tokenize_prompts(
-    tokenizer: Any, prompts: list, tools: list | None = None, template_kwargs: dict | None = None
-) -> list[list[int]]:
-    """
-    Prompts as a critic reads them: messages in its chat template, with the generation prompt; text as it is.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            The critic's.
-        prompts (`list`):
-            Of texts or of conversations.
-        tools (`list`, *optional*):
-            Those of the policy, shown by templates that know of tools.
-        template_kwargs (`dict`, *optional*):
-            Further arguments of the chat template.
-
-    Returns:
-        `list[list[int]]`: The tokens of each.
-
-    Raises:
-        ValueError: If the tokenizer has no chat template for a conversation, or finds no token in a prompt.
-    """
-    if is_conversational({"prompt": prompts[0]}):
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise ValueError(
-                f"The prompts are conversations, but the critic's {type(tokenizer).__name__} has no chat template. Set "
-                "its `chat_template` and pass it as `critic_processing_class`, or take a critic that has one."
-            )
-        ids = tokenizer.apply_chat_template(
-            prompts,
-            tools=tools or None,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **(template_kwargs or {}),
-        )["input_ids"]
-    else:
-        ids = tokenizer(text=prompts)["input_ids"]
-    for prompt, tokens in zip(prompts, ids, strict=True):
-        if not tokens:
-            raise ValueError(
-                f"The critic's {type(tokenizer).__name__} finds no token in a prompt, so there is no state to value. "
-                f"The prompt: {str(prompt)[:200]!r}"
-            )
-    return ids
-
-
-def pad_prompts(prompts: list[list[int]]) -> torch.Tensor:
-    """Prompts as rows, padded on the left with -1, shape `(B, P)`."""
-    rows = [torch.tensor(ids, dtype=torch.long) for ids in prompts]
-    return pad_sequence(rows, batch_first=True, padding_value=PAD, padding_side="left")
 
 
 def read_prompts(network: nn.Module, prompts: torch.Tensor) -> torch.Tensor:

@@ -17,17 +17,16 @@ from ..credit.bounded_values import bounded_values
 from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
+from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
+from .refusals import has_other_vocabulary, refuse_causal_lm, refuse_images
 
 
-# By how much embeddings of a family may differ in their rows: those are padded to multiples of up to this.
-_PADDING_OF_EMBEDDINGS = 1024
 # What the last layer of a token- or sequence-classification model is called.
 _HEADS = ("score", "classifier")
 _HEAD_IS_THERE = (
     "The critic has a head that has learned already, which cannot start at `critic_initial_value` (an output of {:g}). "
     "Leave that option out, or start from a checkpoint without a head."
 )
-_IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "spatial_shapes")
 
 
 class TokenCritic(Critic):
@@ -44,6 +43,15 @@ class TokenCritic(Critic):
         reward_range (`Sequence[float]`, *optional*):
             The range of the reward, for a network that puts out the logit of a value within it. Default: it puts out
             the value.
+        prompt_template (`str`, *optional*):
+            What it reads in the place of the prompt, see [`~trl_credit.critics.prompt_tokens.critic_prompts`]. Default:
+            the policy's prompt.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's, which a template needs.
+        tools (`list`, *optional*):
+            Those of the policy, for chat templates that show them.
+        template_kwargs (`dict`, *optional*):
+            Further arguments of the chat template.
     """
 
     kind = "token"
@@ -54,10 +62,15 @@ class TokenCritic(Critic):
         name: str = "token critic",
         batch_size: int = 32,
         reward_range: Sequence[float] | None = None,
+        prompt_template: str | None = None,
+        tokenizer=None,
+        tools: list | None = None,
+        template_kwargs: dict | None = None,
     ):
         super().__init__(network, name)
         self.batch_size: int = batch_size
-        self.reward_range = reward_range
+        self.reward_range, self.prompt_template = reward_range, prompt_template
+        self.tokenizer, self.tools, self.template_kwargs = tokenizer, tools, template_kwargs
 
     @classmethod
     def from_pretrained(cls, path: str, tokenizer=None, batch_size: int = 32, **model_init_kwargs) -> "TokenCritic":
@@ -78,21 +91,58 @@ class TokenCritic(Critic):
         if facts is not None:
             facts.refuse_other_kind(cls.kind, path)
         refuse_causal_lm(path)
-        if tokenizer is not None and _has_other_vocabulary(path, tokenizer):
+        if tokenizer is not None and has_other_vocabulary(path, tokenizer):
             raise ValueError(
                 f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
             )
         network = on_device(make_token_critic(path, model_init_kwargs=model_init_kwargs))
-        return cls(network, path, batch_size, None if facts is None else facts.settings.get("reward_range"))
+        if facts is None:
+            return cls(network, path, batch_size)
+        template = facts.settings.get("critic_prompt_template")
+        if template is not None and tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        return cls(
+            network,
+            path,
+            batch_size,
+            reward_range=facts.settings.get("reward_range"),
+            prompt_template=template,
+            tokenizer=tokenizer,
+            template_kwargs=facts.template_kwargs,
+        )
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; its outputs are read by [`read_values`]."""
         refuse_images(rollout)
+        rollout = {**rollout, **self.own_prompts(rollout)}
         names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
         chunks = zip(*(rollout[name].split(self.batch_size) for name in names), strict=True)
         parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
         values = torch.cat([self.runner.evaluate(partial(read_values, inputs=part)) for part in parts])
         return nan_beyond_the_end(bounded_values(values, self.reward_range), rollout)
+
+    def own_prompts(self, rollout: dict) -> dict[str, torch.Tensor]:
+        """
+        `prompt_ids` and `prompt_mask` of what it reads in the place of the policy's prompts; empty without a template.
+
+        Args:
+            rollout (`dict`):
+                See [`~trl_credit.critics.critic.Critic.state_values`].
+        """
+        if self.prompt_template is None:
+            return {}
+        texts = critic_prompts(self.prompt_template, rollout)
+        ids = pad_prompts(tokenize_prompts(self.tokenizer, texts, self.tools, self.template_kwargs))
+        ids = ids.to(rollout["completion_ids"].device)
+        mask = ids != PAD
+        lengths = mask.sum(1) + rollout["completion_mask"].sum(1)
+        context = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and lengths.max() > context:
+            raise ValueError(
+                f"With `critic_prompt_template` a prompt and its completion have {lengths.max().item()} tokens, and "
+                f"the critic's context is {context}. Shorten what the template adds, or `max_completion_length`."
+            )
+        return {"prompt_ids": ids.clamp(min=0), "prompt_mask": mask.long()}
 
 
 class Float32Head(nn.Linear):
@@ -211,45 +261,6 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     return logits[:, inputs["prompt_ids"].shape[1] - 1 :, 0].float()
 
 
-def refuse_image_columns(dataset: Any) -> None:
-    """Raise if a dataset has images, which a text critic would not see."""
-    found = {"image", "images"} & set(getattr(dataset, "column_names", None) or ())
-    if found:
-        raise ValueError(
-            f"The dataset has the columns {sorted(found)}, which the critic cannot take: it reads text only. Train "
-            "vision-language models with `GRPOTrainer` or `GRPOLambdaTrainer`, or take the columns out."
-        )
-
-
-def refuse_images(inputs: dict) -> None:
-    """Raise if a rollout has inputs that a text critic would not see."""
-    found = [name for name in _IMAGE_INPUTS if name in inputs]
-    if found:
-        raise ValueError(
-            f"The rollout has {found}, which the critic cannot take: it reads text only. Train vision-language models "
-            "with `GRPOTrainer` or `GRPOLambdaTrainer`."
-        )
-
-
-def refuse_causal_lm(path: str) -> None:
-    """Raise for a checkpoint that has no value head and would be given an untrained one."""
-    if (Path(path) / "adapter_config.json").is_file():
-        return
-    architectures = AutoConfig.from_pretrained(path).architectures or []
-    if any(name.endswith("ForCausalLM") for name in architectures):
-        raise ValueError(f"{path} is a causal LM ({architectures[0]}), which has no values: give a critic.")
-
-
-def _has_other_vocabulary(path: str, tokenizer) -> bool:
-    try:
-        own = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):  # none was saved with it
-        return False
-    if len(own) <= len(own.all_special_ids):  # for some architectures one is made up where there is none
-        return False
-    return own.get_vocab() != tokenizer.get_vocab()
-
-
 def head_of(network: nn.Module) -> Any:
     """The last layer of a critic, or its trained copy when it has adapters."""
     for name in _HEADS:
@@ -297,41 +308,6 @@ def refuse_kwargs_of_a_model(source: PreTrainedModel, model_init_kwargs: dict | 
             f"({type(source).__name__}). Pass a path or a Hub id, or drop the kwargs."
         )
     return getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-
-
-def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -> None:
-    """
-    Raise if a critic that reads the policy's tokens does not know them.
-
-    Args:
-        network (`PreTrainedModel` or `PeftModel`):
-            The critic.
-        source (`str`, `Path` or `PreTrainedModel`):
-            What it was made of; a folder or Hub id may have a tokenizer, which must then have the policy's vocabulary.
-        policy (`PreTrainedModel` or `PeftModel`):
-            The policy.
-        tokenizer (`PreTrainedTokenizerBase`):
-            The policy's.
-    """
-    known, used = (x.get_input_embeddings().weight for x in (network, policy))
-    known, used = (getattr(weight, "ds_shape", weight.shape)[0] for weight in (known, used))
-    # Models of a family pad their embeddings to different sizes.
-    if not len(tokenizer) <= known <= max(used, len(tokenizer)) + _PADDING_OF_EMBEDDINGS:
-        raise ValueError(
-            f"The critic {_called(source)} knows {known} tokens, the policy {used} and its tokenizer {len(tokenizer)}: "
-            "it would be given tokens that it has not learned. Give a critic of the policy's family, or one "
-            "of prompts with a tokenizer of its own (`critic_processing_class`); or, if the policy's embeddings were "
-            "resized, resize the critic's as well."
-        )
-    if isinstance(source, (str, Path)) and _has_other_vocabulary(str(source), tokenizer):
-        raise ValueError(
-            f"The critic {_called(source)} has another vocabulary than the policy, whose tokens it would be given. "
-            "Give a critic of the policy's family."
-        )
-
-
-def _called(source: Any) -> str:
-    return f"of a {type(source).__name__}" if isinstance(source, nn.Module) else repr(str(source))
 
 
 def _from_model(source: PreTrainedModel, dtype: Any = None) -> tuple[PreTrainedModel, bool]:

@@ -4,9 +4,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from trl import GRPOConfig
-
-from ..options import Options, at_least, unless
+from ..options import at_least, unless
+from .trust_region import TrustRegionConfig
 
 
 # TRL's loss types that are a function of a ratio and an advantage per token.
@@ -27,10 +26,11 @@ NO_GROUP: dict[str, tuple[tuple, str]] = {
 
 
 @dataclass
-class CreditConfig(Options, GRPOConfig):
+class CreditConfig(TrustRegionConfig):
     r"""
     The base of every configuration of this package: what all trainers share. This class includes only the parameters of
-    the credit log. For all others, refer to [`~trl.GRPOConfig`].
+    the credit log. For those of the trust region, refer to [`~trl_credit.seam.trust_region.TrustRegionConfig`], for all
+    others to [`~trl.GRPOConfig`].
 
     Args:
         log_credit (`bool`, *optional*, defaults to `False`):
@@ -61,6 +61,7 @@ class CreditConfig(Options, GRPOConfig):
         with _single_generation_allowed(self):
             super().__post_init__()
         self.check_restricted()
+        self.check_trust_region()
         if self.exact_token_mean:
             self._refuse_uneven_steps()
 

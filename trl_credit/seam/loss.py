@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from .recording import RecordingSeam
+from .reference import ReferenceSeam
+from .trust_region import trusted_advantages
 
 
 # Config fields by which an architecture transforms its logits after the LM head.
@@ -70,7 +71,7 @@ def trained_tokens(inputs: dict) -> torch.Tensor:
     return (mask if "tool_mask" not in inputs else mask * inputs["tool_mask"]).bool()
 
 
-class LossSeam(RecordingSeam):
+class LossSeam(ReferenceSeam):
     """The part of [`CreditTrainer`] that changes the loss."""
 
     # Metrics that TRL takes of a ratio which `shape_loss` has changed go under this name, apart from those of the true
@@ -134,18 +135,20 @@ class LossSeam(RecordingSeam):
         head = model.get_output_embeddings()
         with maybe_gather_lm_head_ctx(head.weight, head.bias), torch.autocast(ids.device.type, enabled=False):
             weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
-            eos_weight, eos_bias = _rows(weight, bias, torch.tensor(self.eos_token_ids, device=ids.device))
+            end_weight, end_bias = _rows(weight, bias, torch.tensor(self.eos_token_ids, device=ids.device))
             states = self._loss.hidden_states[:, -ids.shape[1] - 1 : -1]
             gaps = []
             # In pieces, for memory's sake: this is when the activations of the whole forward pass are alive.
             length = max(_TOKENS_AT_A_TIME // max(len(ids), 1), 1)
             for state, token in zip(states.split(length, dim=1), ids.split(length, dim=1), strict=True):
+                eos_logit = F.linear(
+                    state, end_weight.to(state.dtype), None if end_bias is None else end_bias.to(state.dtype)
+                )
                 token_weight, token_bias = _rows(weight, bias, token)
-                gap = F.linear(state, eos_weight.to(state.dtype))
-                gap = gap - (state * token_weight.to(state.dtype)).sum(-1, keepdim=True)
-                if bias is not None:
-                    gap = gap + (eos_bias - token_bias.unsqueeze(-1)).to(state.dtype)
-                gaps.append(gap.float())
+                token_logit = (state * token_weight.to(state.dtype)).sum(-1, keepdim=True)
+                if token_bias is not None:
+                    token_logit = token_logit + token_bias.to(state.dtype).unsqueeze(-1)
+                gaps.append((eos_logit - token_logit).float())
             gap = torch.cat(gaps, dim=1) / self.temperature  # (B, T, EOS ids)
         return (terms.logps.detach().float().unsqueeze(-1) + gap).clamp(max=0).exp().sum(-1).clamp(max=1)
 
@@ -219,6 +222,8 @@ class LossSeam(RecordingSeam):
         )
         self._loss.terms = terms
         shaped = self.shape_loss(terms, self._mode)
+        if self.args.trust_region != "clip":
+            shaped = self._in_trust_region(shaped, inputs.get("sampling_per_token_logps"), old_logps)
         if shaped is terms:
             return
         inputs["advantages"] = shaped.advantages
@@ -232,7 +237,24 @@ class LossSeam(RecordingSeam):
         self._loss.ratio_is_shaped = True
         if self._kl_sees_ratio:
             self.beta = 0.0
-        self._loss.true_ratio_metrics = self._clip_ratio(terms)
+        self._loss.true_ratio_metrics = {} if self.args.trust_region != "clip" else self._clip_ratio(terms)
+
+    def _in_trust_region(self, terms: LossTerms, sampler_logps, old_logps: torch.Tensor) -> LossTerms:
+        """
+        Terms whose ratio is 1, with the gradient of log π, which no clipping reaches; the ratio to the sampler and the
+        mask of the trust region are in the advantages.
+        """
+        if terms.log_ratio is not self._loss.terms.log_ratio:
+            raise ValueError(
+                f"`trust_region={self.args.trust_region!r}` has a ratio of its own, but {type(self).__name__} shapes "
+                "the log-ratio in `shape_loss`. Leave it at 'clip'."
+            )
+        # vLLM knows none of some tokens; without an engine of its own the policy that the update started from is it.
+        known = old_logps if sampler_logps is None else torch.where(sampler_logps.isnan(), old_logps, sampler_logps)
+        advantages, metrics = trusted_advantages(self.args, terms.logps, known, terms.advantages, terms.mask)
+        self.log_means(self._mode, metrics)
+        logps = terms.logps.float()
+        return terms.replace(log_ratio=logps - logps.detach(), advantages=advantages)
 
     def _clip_ratio(self, terms: LossTerms) -> dict[str, tuple]:
         """How many of the true ratios are outside the clip range, under TRL's names."""
@@ -256,7 +278,9 @@ class LossSeam(RecordingSeam):
     def _set_shaped_metrics_apart(self) -> None:
         metrics = self._metrics[self._mode]
         for name in [name for name in metrics if "clip_ratio" in name and not name.startswith(self.shaped_prefix)]:
-            metrics[f"{self.shaped_prefix}/{name}"].append(metrics[name].pop())
+            value = metrics[name].pop()
+            if self.args.trust_region == "clip":  # else nothing is clipped
+                metrics[f"{self.shaped_prefix}/{name}"].append(value)
             if not metrics[name]:
                 del metrics[name]
         self.log_means(self._mode, self._loss.true_ratio_metrics)

@@ -173,8 +173,8 @@ class RolloutSeam(SamplingSeam):
         for ids, prompt in zip(tokenized[0], prompts, strict=True):
             if len(ids) == 0:
                 raise ValueError(
-                    f"The prompt {prompt!r} has no tokens, so there is nothing to go on from. Drop such rows from the "
-                    "dataset."
+                    f"A prompt of the batch at step {self.state.global_step} has no tokens, so there is nothing to go "
+                    f"on from: {prompt!r}. Drop such rows from the dataset."
                 )
             if len(ids) >= self._context:
                 raise ValueError(
@@ -206,6 +206,7 @@ class RolloutSeam(SamplingSeam):
             scores = dict(zip(self.reward_func_names, self.reward_scores.unbind(1), strict=True))
             self._credit_log.begin_rollout(self.state.global_step, rollout, rewards, scores, self._losses_of_rollout)
         rollout = self._assign_credit(rollout, rewards)
+        self._reading = None
 
         # The completions table shows one advantage a completion; TRL has filled it with those it computed itself.
         advantages = rollout["advantages"]

@@ -83,6 +83,9 @@ class LocalBackend:
         """Set all of a parameter to a number. Every process must call this."""
         parameter.fill_(value)
 
+    def after_evaluation(self) -> None:
+        """Called after passes without gradients."""
+
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights, whole, on the main process at least. Every process must call this."""
         return self.network.state_dict()
@@ -123,7 +126,7 @@ class LocalBackend:
 
 class FSDP2Backend(LocalBackend):
     """
-    Weights, gradients and optimizer state split over processes by `fully_shard`. Gradients meet in every micro-batch,
+    Weights, gradients and optimizer state split over processes by `fully_shard`. Gradients meet in every micro-batch:
     else each process would keep whole ones until the last.
     """
 
@@ -146,6 +149,14 @@ class FSDP2Backend(LocalBackend):
             # It calls its base model, not itself, and FSDP gathers what no layer holds when the whole is called.
             register_fsdp_forward_method(self.network, "generate")
         return self.network
+
+    def after_evaluation(self):
+        from torch.distributed.fsdp import FSDPModule
+
+        # Without a backward pass the outermost weights stay whole, and are not those that are saved, filled and loaded.
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def weights(self):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict

@@ -169,7 +169,9 @@ class CriticEngine:
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
         with self._autocast():
-            return forward(self.module)
+            result = forward(self.module)
+        self.backend.after_evaluation()
+        return result
 
     def _autocast(self):
         if self._compute_dtype is None:
@@ -376,8 +378,16 @@ class CriticEngine:
 def _keep_in_float32(network: nn.Module, accelerator: Accelerator) -> torch.dtype | None:
     """Trained weights of lower precision in float32; returns what they are to compute in, or `None` for no change."""
     low = [p for p in network.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
-    if not low or (accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16"):
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
+        bf16: dict = accelerator.state.deepspeed_plugin.deepspeed_config.get("bf16", {})
+        if bf16.get("bf16_master_weights_and_grads") is True:
+            logger.warning(
+                "`bf16_master_weights_and_grads` in the DeepSpeed config leaves no copy of the critic's weights in "
+                "float32: most updates will be lost to rounding. Take it out."
+            )
         return None  # DeepSpeed has float32 copies of its own
+    if not low:
+        return None
     if any(hasattr(p, "ds_id") for p in low):
         logger.warning(
             f"The critic's weights are {low[0].dtype}, which ZeRO-3 has split already, and without `bf16` it keeps no "
@@ -385,6 +395,11 @@ def _keep_in_float32(network: nn.Module, accelerator: Accelerator) -> torch.dtyp
             '`critic_model_init_kwargs={"dtype": "float32"}`, or train with `bf16=True`.'
         )
         return None
+    logger.warning(
+        f"The critic was loaded in {low[0].dtype}. The weights of it that are trained are kept in float32, which takes "
+        "twice the memory, and compute in bfloat16: of weights in bfloat16 most updates would be lost to rounding. To "
+        'compute in float32 too, set `critic_model_init_kwargs={"dtype": "float32"}`.'
+    )
     for p in low:
         p.data = p.data.float()
     return torch.bfloat16

@@ -12,13 +12,14 @@ from transformers.training_args import OptimizerNames
 
 from ...credit.bounded_values import output_for
 from ...critics.card import loading_code, push_critic, write_critic_card
-from ...critics.critic import PROMPTS, Critic, Runner
+from ...critics.critic import PROMPTS, ROWS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
-from ...critics.facts import CriticFacts, fingerprint
+from ...critics.facts import PROBE, CriticFacts, fingerprint
 from ...critics.freezing import freeze
 from ...critics.fresh_head import answers_everywhere, trained_head
+from ...critics.refusals import refuse_image_columns, refuse_other_vocabulary
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
+from ...critics.token import make_token_critic
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
 from .pretraining import CRITIC_FOLDER, CriticPretraining
@@ -63,11 +64,19 @@ class CriticTrainer(CriticPretraining):
             critic_peft_config = LoraConfig(**self.args.critic_peft_config)  # type: ignore[arg-type]
         critic = critic if critic is not None else self.args.critic_model_name_or_path
         # What the critic that this run starts from was trained with, if it says so.
-        self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        self._source_facts = None
+        if critic != PROBE:
+            self._source_facts = CriticFacts.load(critic, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+        self.critic_kind = self.kind_of(critic, self._source_facts)
         if self._source_facts is not None:
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
+        if getattr(self.args, "critic_prompt_template", None) is not None and self.environment_factories is not None:
+            raise ValueError(
+                "`environment_factory` adds to the prompts what a critic with a `critic_prompt_template` does not see. "
+                "Leave one of them out."
+            )
         _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
         # Whether the critic has a head that has still to be told where to start.
@@ -81,6 +90,15 @@ class CriticTrainer(CriticPretraining):
         self._critic_reader: Critic | None = None
 
     # --- What a subclass says
+
+    def kind_of(self, critic: Any, facts: CriticFacts | None) -> str:
+        """The kind of critic that there will be, from the trainer's `critic` argument and what that says of itself."""
+        if critic == PROBE:
+            raise ValueError(
+                f"`critic={PROBE!r}` is for VAPOTrainer; a {type(self).__name__} needs a critic of kind "
+                f"{self.critic_kind!r}. (A folder of that name is {f'./{PROBE}'!r}.)"
+            )
+        return self.critic_kind
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         """The network, from the trainer's `critic` argument, or from the policy if that is None."""
@@ -128,6 +146,10 @@ class CriticTrainer(CriticPretraining):
     def critic_settings(self) -> dict[str, Any]:
         """The config options that determine what the critic is asked and how its answers are read."""
         return {}
+
+    def critic_options(self) -> list[str]:
+        """The config options that say how the critic is trained, for its model card."""
+        return [name for name in sorted(vars(self.args)) if name.startswith("critic_")]
 
     def critic_facts(self) -> CriticFacts:
         """What the critic is, for whatever loads it."""
@@ -258,8 +280,8 @@ class CriticTrainer(CriticPretraining):
         return self._critic_reader
 
     def with_prompts(self, rollout: dict) -> dict:
-        """The latest rollout with its prompts as they are in the dataset, for critics that read them."""
-        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], **rollout}
+        """The latest rollout with its rows of the dataset and their prompts, for critics that read them."""
+        return {PROMPTS: [row["prompt"] for row in self.rollout_rows], ROWS: self.rollout_rows, **rollout}
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """

@@ -14,12 +14,13 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from ...critics.facts import fingerprint
+from ...saved import read_json, reading
 
 
 MANIFEST = "manifest.json"
 _SCHEMA = pa.schema(
     [
-        ("prompt", pa.string()),
+        ("row", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion_ids", pa.list_(pa.int32())),
         ("chosen", pa.list_(pa.bool_())),
@@ -63,7 +64,7 @@ class StoredRollouts:
         self.folder, self.order = folder, order
         self.manifest = {"facts": facts, "order": order}
         if (folder / MANIFEST).is_file():
-            self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            self.manifest = read_json(folder / MANIFEST)
             self._refuse_others(facts)
         elif folder.is_dir() and any(folder.iterdir()):
             raise ValueError(
@@ -96,8 +97,11 @@ class StoredRollouts:
 
     def read(self, completions: int) -> Dataset:
         """The first completions, in memory only when they are asked for."""
-        files = [self._file(number) for number in range(len(self))]
-        return concatenate_datasets([Dataset.from_file(str(file)) for file in files]).select(range(completions))
+        parts = []
+        for number in range(len(self)):
+            with reading(self._file(number)):
+                parts.append(Dataset.from_file(str(self._file(number))))
+        return concatenate_datasets(parts).select(range(completions))
 
     def refuse_more(self, completions: int) -> None:
         """Raise if rollouts that are to be written now would not go on where those that are there end."""
@@ -147,7 +151,8 @@ class Passes:
     def __init__(self, data: Dataset, num_generations: int, batch_size: int, held_out: float, seed: int):
         self.data, self.num_generations, self.batch_size, self.seed = data, num_generations, batch_size, seed
         self.scores = torch.tensor(data["scores"][:])  # (N, F)
-        prompts = data.select(range(0, len(data), num_generations))["prompt"][:]
+        rows = data.select(range(0, len(data), num_generations))["row"][:]
+        prompts = [json.dumps(json.loads(row)["prompt"]) for row in rows]
         kept_apart = _held_out_prompts(prompts, held_out)
         groups = range(len(prompts))
         self.training = [group for group in groups if prompts[group] not in kept_apart]

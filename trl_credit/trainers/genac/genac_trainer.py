@@ -46,8 +46,9 @@ class GenACTrainer(CriticTrainer):
     Trainer for GenAC: policy optimization with segment-level advantages from a critic that reasons in words before it
     gives a value.
 
-    The method was introduced in [Generative Actor-Critic](https://huggingface.co/papers/2604.10701). Arguments are
-    those of [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
+    The method, Generative Actor-Critic, was introduced in [Bringing Value Models Back: Generative Critics for Value
+    Modeling in LLM Reinforcement Learning](https://huggingface.co/papers/2604.10701). Arguments are those of
+    [`~trl.GRPOTrainer`], with `args` a [`GenACConfig`], and four more.
 
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
@@ -83,12 +84,13 @@ class GenACTrainer(CriticTrainer):
     _tag_names = ["trl", "trl-credit", "genac"]
     _name = "GenAC"
     _paper = {
-        "title": "Generative Actor-Critic",
+        "title": "Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning",
         "id": "2604.10701",
         # docstyle-ignore
         "citation": """\
-@article{genac2026,
-    title        = {{Generative Actor-Critic}},
+@article{shan2026genac,
+    title        = {{Bringing Value Models Back: Generative Critics for Value Modeling in LLM Reinforcement Learning}},
+    author       = {Zikang Shan and Han Zhong and Liwei Wang and Li Zhao},
     year         = 2026,
     eprint       = {arXiv:2604.10701},
 }""",

@@ -37,7 +37,8 @@ class GRPOLambdaConfig(CreditConfig):
         min_advantage (`float` or `None`, *optional*, defaults to `-0.1`):
             Lower clamp of the group-normalised advantage, at most 0. `None` turns it off.
 
-    > [!NOTE] > `loss_type="vespo"` is refused: it weights whole sequences and has no per-token ratio to trace.
+    > [!NOTE]
+    > `loss_type="vespo"` is refused: it weights whole sequences and has no per-token ratio to trace.
     """
 
     exact_token_mean: ClassVar[bool] = False  # TRL's, so that λ = 0 is GRPO
@@ -52,6 +53,14 @@ class GRPOLambdaConfig(CreditConfig):
     trace_floor: float = field(default=0.0, metadata=between(0, 1) | unless(trace_lambda=0, gamma=0))
     trace_normalization: str = field(default="none", metadata=one_of("none", "mean"))
     min_advantage: float | None = field(default=-0.1, metadata=at_most(0))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.trust_region != "clip" and self.trace_update == "trace" and self.trace_decay != 0:
+            raise ValueError(
+                f"GRPOLambdaConfig: `trust_region={self.trust_region!r}` judges each token by its own ratio, but "
+                "`trace_update='trace'` mixes the ratios of tokens. Set `trace_update='weight'`, or leave it at 'clip'."
+            )
 
     @property
     def trace_decay(self) -> float:

@@ -12,7 +12,7 @@ from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
-from ...critics.token import refuse_other_vocabulary
+from ...critics.refusals import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.reward_range import refuse_rewards_outside
 from ..value_report import extremes
@@ -64,8 +64,9 @@ class SPPOTrainer(CriticTrainer):
         "id": "2604.08865",
         # docstyle-ignore
         "citation": """\
-@article{sppo2026,
+@article{wang2026sppo,
     title        = {{SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks}},
+    author       = {Tianyi Wang and Yixia Li and Long Li and Yibiao Chen and Shaohan Huang and Yun Chen and others},
     year         = 2026,
     eprint       = {arXiv:2604.08865},
 }""",
@@ -121,20 +122,25 @@ class SPPOTrainer(CriticTrainer):
         return self.args.reward_range if self.args.critic_loss == "bce" else None
 
     def critic_settings(self) -> dict[str, Any]:
-        return {"critic_loss": self.args.critic_loss, "reward_range": self.args.reward_range}
+        names = ("critic_loss", "reward_range", "critic_prompt_template")
+        return {name: getattr(self.args, name) for name in names}
 
     def critic_facts(self) -> CriticFacts:
         return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def make_critic_reader(self, runner) -> PromptCritic:
+        own = (
+            self._critic_processing_class if self.args.critic_prompt_template is None else self.critic_processing_class
+        )
         return PromptCritic(
             runner,
-            self._critic_processing_class,
+            own,
             self.args.critic_loss,
             self.args.reward_range,
             batch_size=self.args.per_device_train_batch_size,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+            prompt_template=self.args.critic_prompt_template,
         )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:

@@ -2,13 +2,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...critics.prompt_tokens import template_columns
 from ...options import above, at_least, between, is_number, one_of, such_that, unless
 from ...seam.config import PER_TOKEN
-from ..critic.critic_config import CriticConfig
+from ..critic.probe_config import MEASURED, ProbeConfig
 from ..critic.reward_range import is_range, refuse_start_outside
 
 
-LAMBDA_SCHEDULES = ("length_adaptive", "relative_position")
+LAMBDA_SCHEDULES = ("length_adaptive", "relative_position", MEASURED)
 
 
 def _is_lambda(value: Any) -> bool:
@@ -16,22 +17,29 @@ def _is_lambda(value: Any) -> bool:
 
 
 @dataclass
-class VAPOConfig(CriticConfig):
+class VAPOConfig(ProbeConfig):
     r"""
     Configuration class for the [`VAPOTrainer`].
 
     This class includes only the parameters that are specific to VAPO. For the critic's, refer to
-    [`~trl_credit.trainers.critic.CriticConfig`], for all others to [`~trl.GRPOConfig`].
+    [`~trl_credit.trainers.critic.CriticConfig`] and [`~trl_credit.trainers.critic.probe_config.ProbeConfig`], for all
+    others to [`~trl.GRPOConfig`].
 
     Args:
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount γ in [0, 1].
         critic_lambda (`float`, *optional*, defaults to `1.0`):
             λ in [0, 1] of the returns to which the critic is fitted. At 1 they are the discounted rewards themselves.
+        time_step (`str`, *optional*, defaults to `"token"`):
+            What a time step of the credit is: `"token"`; or `"turn"`, for agents: what the policy writes between two
+            answers of tools or of an environment. A turn has one value, that of the state in which it begins, one
+            advantage for all its tokens, and the rewards from its first token up to the next turn. γ and λ then count
+            turns.
         policy_lambda (`float` or `str`, *optional*, defaults to `"length_adaptive"`):
             λ of the policy's advantages: a number in [0, 1]; `"length_adaptive"` for 1 - 1 / (`length_adaptive_alpha` ·
-            length); or `"relative_position"` for the λ at which the last reward reaches the first token of every
-            completion with weight `relative_position_weight`.
+            length); `"relative_position"` for the λ at which the last reward reaches the first token of every
+            completion with weight `relative_position_weight`; or, with a probe critic, `"measured"` for 1 - w, see
+            `critic_trust`.
         length_adaptive_alpha (`float`, *optional*, defaults to `0.05`):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
         relative_position_weight (`float`, *optional*, defaults to `0.5`):
@@ -42,7 +50,11 @@ class VAPOConfig(CriticConfig):
         reward_range (`list[float]`, *optional*):
             Lowest and highest possible reward, to which values are bounded: the critic puts out the logit of a value
             between them. Rewards outside are refused. Default: values may be any number, or with `critic_loss="bce"`
-            [0, 1].
+            and with a probe critic [0, 1].
+        critic_prompt_template (`str`, *optional*):
+            What the critic reads in the place of the prompt: text with columns of the dataset in braces, `{prompt}`
+            among them, e.g. `"{prompt}\n\nReference answer: {solution}"`. In a conversation `{prompt}` is the content
+            of the last message of the user, which the text replaces. The policy never sees it. Default: the prompt.
         critic_clip_range (`float`, *optional*):
             Range around the rollout's values to which the critic's values are clipped, as in PPO; not used during
             pretraining. `None` for no clipping.
@@ -63,14 +75,16 @@ class VAPOConfig(CriticConfig):
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clip of the ratio.
 
-    > [!NOTE] > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and >
-    `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
+    > [!NOTE]
+    > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and
+    > `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
     """
 
-    restricted = CriticConfig.restricted | PER_TOKEN
+    restricted = ProbeConfig.restricted | PER_TOKEN
 
     gamma: float = field(default=1.0, metadata=between(0, 1))
     critic_lambda: float = field(default=1.0, metadata=between(0, 1))
+    time_step: str = field(default="token", metadata=one_of("token", "turn"))
     policy_lambda: str = field(  # or a number; the command line's parser cannot take both
         default="length_adaptive", metadata=such_that(_is_lambda, f"a number in [0, 1] or one of {LAMBDA_SCHEDULES}")
     )
@@ -83,6 +97,7 @@ class VAPOConfig(CriticConfig):
             lambda value: value is None or is_range(value), "two finite numbers, the lower one first, or None"
         ),
     )
+    critic_prompt_template: str | None = None
     critic_clip_range: float | None = field(default=None, metadata=above(0) | unless(critic_loss="bce"))
     positive_lm_coef: float = field(default=0.1, metadata=at_least(0))
     positive_reward_threshold: float = 0.0
@@ -99,4 +114,6 @@ class VAPOConfig(CriticConfig):
         if is_range(self.reward_range):
             self.reward_range = [float(end) for end in self.reward_range]  # type: ignore[union-attr]
             refuse_start_outside(self)
+        if self.critic_prompt_template is not None:
+            template_columns(self.critic_prompt_template)
         super().__post_init__()

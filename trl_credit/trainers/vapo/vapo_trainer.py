@@ -1,36 +1,45 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...credit.boundaries import held, turn_starts
 from ...credit.bounded_values import bounded_values, position_in_range
 from ...credit.fit import fit_sums
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
 from ...credit.value_loss import binary_cross_entropy, clip_share, squared_error
+from ...critics.critic import Critic
+from ...critics.facts import CriticFacts
 from ...critics.token import TokenCritic, read_values
 from ...seam import LossTerms
-from ..critic.critic_trainer import CriticTrainer
+from ..critic.probe_config import MEASURED
+from ..critic.probe_trainer import ProbeTrainer
 from ..critic.reward_range import refuse_rewards_outside
 from ..value_report import extremes, fit_report, value_means, values_in_short
 from .vapo_config import VAPOConfig
 
 
-class VAPOTrainer(CriticTrainer):
+class VAPOTrainer(ProbeTrainer):
     """
     Trainer for VAPO: policy optimization with token-level advantages from a learned critic. VC-PPO and PPO are special
     cases.
 
     The method was introduced in [VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning
     Tasks](https://huggingface.co/papers/2504.05118). Arguments are those of [`~trl.GRPOTrainer`], with `args` a
-    [`VAPOConfig`], and two more.
+    [`VAPOConfig`], and three more.
 
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
             What the critic starts from: a path or Hub id of a causal LM, a reward model (its head is kept) or a critic;
-            or a model in memory. Default: the policy's checkpoint, with a fresh head.
+            or a model in memory; or `"probe"` for a probe critic, a small head on what the reference makes of the
+            rollouts anyway. Default: the policy's checkpoint, with a fresh head.
         critic_peft_config (`~peft.PeftConfig`, *optional*):
             Train adapters and the head of the critic instead of all its weights.
+        segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
+            Divides completions into segments, for a probe critic with `probe_boundaries="segments"`. Default: a
+            [`~trl_credit.segmenting.DelimiterSegmenter`].
 
     Example:
 
@@ -67,16 +76,31 @@ class VAPOTrainer(CriticTrainer):
     config_class = VAPOConfig
     critic_kind = "token"
     takes_token_rewards = True
-    rollout_keys = {"values": "(B, T)", "returns": "(B, T)", "critic_mask": "(B, T)", "positive": "(B, T)"}
+    rollout_keys = {
+        "values": "(B, T)",
+        "returns": "(B, T)",
+        "critic_mask": "(B, T)",
+        "positive": "(B, T)",
+        "critic_prompt_ids": "(B, P)",
+        "critic_prompt_mask": "(B, P)",
+    }
 
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_value_model(policy, critic, peft_config)
+        return self.make_probe(critic) if self.has_probe else self.make_value_model(policy, critic, peft_config)
 
-    def make_critic_reader(self, runner) -> TokenCritic:
+    def make_critic_reader(self, runner) -> Critic:
+        if self.has_probe:
+            return self.make_probe_reader(runner)
         return TokenCritic(
-            runner, batch_size=self.args.per_device_train_batch_size, reward_range=self.args.reward_range
+            runner,
+            batch_size=self.args.per_device_train_batch_size,
+            reward_range=self.args.reward_range,
+            prompt_template=self.args.critic_prompt_template,
+            tokenizer=self.processing_class,
+            tools=self.tools,
+            template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
         )
 
     @property
@@ -84,11 +108,17 @@ class VAPOTrainer(CriticTrainer):
         return self.args.reward_range
 
     def critic_settings(self) -> dict[str, Any]:
-        return {"reward_range": self.args.reward_range}
+        names = ["reward_range"] if self.has_probe else ["reward_range", "critic_prompt_template"]
+        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in names}}
+
+    def critic_facts(self) -> CriticFacts:
+        facts = super().critic_facts()
+        return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
-        outputs = read_values(network, inputs)[:, :-1]
+        own = {name: inputs[f"critic_{name}"] for name in ("prompt_ids", "prompt_mask") if f"critic_{name}" in inputs}
+        outputs = read_values(network, {**inputs, **own})[:, :-1]
         reward_range: Any = self.args.reward_range
         values = bounded_values(outputs, reward_range)
         clip_range = self._clip_range
@@ -113,14 +143,19 @@ class VAPOTrainer(CriticTrainer):
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
         if self.args.reward_range is not None:
-            refuse_rewards_outside(
-                self, rewards, self.args.reward_range, "`reward_range=None` with `critic_loss='mse'`"
-            )
+            unbounded = "`reward_range=None` with `critic_loss='mse'`"
+            way_out = f"take another critic than `'probe'` and {unbounded}" if self.has_probe else unbounded
+            refuse_rewards_outside(self, rewards, self.args.reward_range, way_out)
         self.start_head(rewards, mode)
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
+        # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
+        steps = mask & self.probe_starts(rollout, mode) if self.has_probe else self._time_steps(mask)
+        own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
         states = self.state_values(rollout)
         values = torch.where(mask, states[:, :-1], 0)
+        if self.args.time_step == "turn":
+            values = torch.where(mask, held(values, steps), 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
         cut_off = self.is_cut_off(rollout)
         bootstrap = None
@@ -129,13 +164,21 @@ class VAPOTrainer(CriticTrainer):
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         gamma = self.args.gamma
 
-        lam = self._policy_lambda(mask)
-        advantages, _ = gae(earned, values, mask, gamma, lam, bootstrap)
-        _, returns = gae(earned, values, mask, gamma, self.args.critic_lambda, bootstrap)
+        monte_carlo = monte_carlo_returns(earned, steps, gamma)
+        if self.has_probe:
+            self.measure_trust(values, monte_carlo, steps, mode)
+        lam = self._policy_lambda(steps)
+        advantages, _ = gae(earned, values, steps, gamma, lam, bootstrap)
+        _, returns = gae(earned, values, steps, gamma, self.args.critic_lambda, bootstrap)
+        if self.args.time_step == "turn":
+            advantages = torch.where(mask, held(advantages, steps), 0)
         if self.args.reward_range is not None:
-            self._refuse_returns_outside(returns, mask, self.args.reward_range)
+            self._refuse_returns_outside(returns, steps, self.args.reward_range)
         right = self.is_right(rewards, self.args.positive_reward_threshold)
-        self._report(mode, values, monte_carlo_returns(earned, mask, gamma), mask, cut_off, right, lam)
+        self._report(mode, values, monte_carlo, steps, cut_off, right, lam)
+        if self.has_probe:
+            advantages = self.mix(advantages, rewards, steps, mask, rollout, mode)
+            self.learn_probe(rollout, returns, steps, mode)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
 
@@ -144,12 +187,17 @@ class VAPOTrainer(CriticTrainer):
             self.add_column("values", values_in_short(values, self.trained_tokens(rollout)))
         return {
             **rollout,
+            **{f"critic_{name}": ids for name, ids in own_prompts.items()},
             "values": values,
             "returns": returns,
             "advantages": advantages,
-            "critic_mask": mask,
+            "critic_mask": mask if self.has_probe else steps,
             "positive": mask & right.unsqueeze(1),
         }
+
+    def _time_steps(self, mask: torch.Tensor) -> torch.Tensor:
+        """The tokens in whose states time steps begin, shape `(B, T)`, boolean."""
+        return turn_starts(mask) if self.args.time_step == "turn" else mask
 
     def _refuse_returns_outside(self, returns: torch.Tensor, mask: torch.Tensor, reward_range: Sequence[float]) -> None:
         low, high = extremes(self, returns, mask)
@@ -163,7 +211,7 @@ class VAPOTrainer(CriticTrainer):
             )
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
-        mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
+        mask = self._time_steps(self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1))
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         returns = monte_carlo_returns(earned, mask, self.args.gamma)
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
@@ -174,6 +222,8 @@ class VAPOTrainer(CriticTrainer):
         lengths = mask.sum(1)
         if self.args.policy_lambda == "length_adaptive":
             return length_adaptive_lambda(lengths, self.args.length_adaptive_alpha)
+        if self.args.policy_lambda == MEASURED:
+            return torch.full(lengths.shape, 1 - self.engine.trust, dtype=torch.float64, device=mask.device)
         if self.args.policy_lambda == "relative_position":
             return relative_position_lambda(lengths, self.args.relative_position_weight)
         return torch.full(lengths.shape, float(self.args.policy_lambda), dtype=torch.float64, device=mask.device)

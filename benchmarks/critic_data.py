@@ -1,0 +1,112 @@
+"""
+What does a critic lack on the quickstart's arithmetic: updates, or rollouts, and of how many problems?
+
+    python benchmarks/critic_data.py     # docs/results/critic_data.md; goes on from critic_data.json if that exists
+
+Fresh critics from the tiny policy's checkpoint, at VAPO's default rates, are fitted to rollouts of the policy, which
+does not move, of 128 completions each, and explain the same held-out rollouts of other problems. Beside them what the
+true values explain there.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from critic_rates import (
+    as_tensors,
+    ceiling,
+    measure,
+    outcomes_from_every_state,
+    solve_problems,
+    split,
+)
+from transformers import AutoModelForCausalLM
+
+from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.trainers.critic.critic_trainer import HIGHEST_RATE
+
+
+COMPLETIONS = 128  # of a rollout
+HELD_OUT = 128  # problems, with GENERATIONS completions each
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a critic is fitted to: rollouts, how many completions a problem has in them, and those of an update."""
+
+    rollouts: int
+    generations: int
+    update: int = COMPLETIONS
+    passes: int = 1
+
+    def __str__(self) -> str:
+        problems = self.rollouts * COMPLETIONS // self.generations
+        updates = self.rollouts * COMPLETIONS // self.update * self.passes
+        return f"{self.rollouts * COMPLETIONS:,} | {problems:,} | {self.passes} | {updates:,}"
+
+
+FITS = (Fit(50, 8), Fit(100, 1), Fit(250, 1), Fit(50, 8, update=16), Fit(50, 2, update=16, passes=4), Fit(250, 8))
+
+
+def run(fit: Fit, policy: Path, held_out: list[dict]) -> dict:
+    tokenizer = load(policy)[1]
+    rows = solve_problems(policy, fit.rollouts * COMPLETIONS // fit.generations, 0, False, fit.generations)
+    rollouts = [as_tensors(rows[first : first + COMPLETIONS], tokenizer) for first in range(0, len(rows), COMPLETIONS)]
+    start = rollouts[0]["rewards"].mean().item()
+    batches = [batch for rollout in rollouts for batch in split(rollout, fit.update)] * fit.passes
+    make_network = partial(AutoModelForCausalLM.from_pretrained, policy, dtype=torch.float32)
+    return measure(make_network, batches, held_out, HIGHEST_RATE, HIGHEST_RATE, start)
+
+
+def table(stored: dict) -> str:
+    lines = ["| completions | problems | passes | updates | explained variance | within prompts |", "| --- " * 6 + "|"]
+    for fit in FITS:
+        if found := stored["fits"].get(str(fit)):
+            lines.append(f"| {fit} | {found['explained_variance']:.3f} | {found['within_prompt']:.3f} |")
+    of_all, within = stored["ceiling"]
+    return "\n".join([*lines, f"| the true values | | | | {of_all:.2f} | {within:.2f} |"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fits", type=int, default=len(FITS), help="the first so many")
+    parser.add_argument("--models", type=Path, default=Path("outputs/quickstart"), help="where the tiny policy is kept")
+    parser.add_argument("--output", type=Path, default=Path("docs/results/critic_data"), help="writes .json and .md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tiny = TinyModelSettings()
+    policy = tiny.folder(args.models)
+    if not policy.exists():
+        fit_and_save(tiny, policy)
+    file = args.output.with_suffix(".json")
+    stored = json.loads(file.read_text()) if file.exists() else {"fits": {}}
+
+    def save():
+        file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        page = (
+            "Explained variance of the returns of held-out problems, by `python benchmarks/critic_data.py` on one CPU "
+            f"core, torch {torch.__version__}, one seed. An update has 128 completions, or 16.\n\n"
+        )
+        args.output.with_suffix(".md").write_text(page + table(stored) + "\n", encoding="utf-8")
+
+    unseen = solve_problems(policy, HELD_OUT, 0, True)
+    if "ceiling" not in stored:
+        for row, outcomes in zip(unseen, outcomes_from_every_state(policy, unseen), strict=True):
+            row["values"] = outcomes
+        stored["ceiling"] = ceiling(unseen)
+        save()
+    held_out = split(as_tensors(unseen, load(policy)[1]), 64)
+    for fit in FITS[: args.fits]:
+        if str(fit) not in stored["fits"]:
+            stored["fits"][str(fit)] = run(fit, policy, held_out)
+            print(fit, json.dumps(stored["fits"][str(fit)]), flush=True)
+            save()
+    print(args.output.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
