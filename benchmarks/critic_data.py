@@ -49,7 +49,7 @@ class Fit:
         return f"{self.rollouts * COMPLETIONS:,} | {problems:,} | {self.passes} | {updates:,}"
 
 
-FITS = (Fit(50, 8), Fit(100, 1), Fit(50, 8, update=16), Fit(250, 1), Fit(50, 2, update=16, passes=4), Fit(250, 8))
+FITS = (Fit(50, 8), Fit(100, 1), Fit(250, 1), Fit(50, 8, update=16), Fit(50, 2, update=16, passes=4), Fit(250, 8))
 
 
 def run(fit: Fit, policy: Path, held_out: list[dict]) -> dict:

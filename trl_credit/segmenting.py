@@ -258,9 +258,9 @@ def _ends_in_text(token_ids: list[int], text: str, tokenizer) -> list[int | None
     """
     Where each token ends in `text`, the text of them all; `None` inside a character.
 
-    Where the texts of the tokens do not add up to readable text, most of these are looked up by themselves. The others, a part of a
-    character or a word of a tokenizer that drops a leading space, are decoded behind at least four tokens before them,
-    for a character has at most four bytes.
+    Where the texts of the tokens do not add up to readable text, most of these are looked up by themselves. The others,
+    a part of a character or a word of a tokenizer that drops a leading space, are decoded behind at least four tokens
+    before them, for a character has at most four bytes.
     """
     texts = token_texts(tokenizer, token_ids)
     if "\ufffd" not in text and "".join(texts) == text:

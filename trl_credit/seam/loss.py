@@ -135,13 +135,15 @@ class LossSeam(ReferenceSeam):
         head = model.get_output_embeddings()
         with maybe_gather_lm_head_ctx(head.weight, head.bias), torch.autocast(ids.device.type, enabled=False):
             weight, bias = (w.full_tensor() if isinstance(w, DTensor) else w for w in (head.weight, head.bias))
-            ends = _rows(weight, bias, torch.tensor(self.eos_token_ids, device=ids.device))
+            end_weight, end_bias = _rows(weight, bias, torch.tensor(self.eos_token_ids, device=ids.device))
             states = self._loss.hidden_states[:, -ids.shape[1] - 1 : -1]
             gaps = []
             # In pieces, for memory's sake: this is when the activations of the whole forward pass are alive.
             length = max(_TOKENS_AT_A_TIME // max(len(ids), 1), 1)
             for state, token in zip(states.split(length, dim=1), ids.split(length, dim=1), strict=True):
-                eos_logit = F.linear(state, *(x if x is None else x.to(state.dtype) for x in ends))
+                eos_logit = F.linear(
+                    state, end_weight.to(state.dtype), None if end_bias is None else end_bias.to(state.dtype)
+                )
                 token_weight, token_bias = _rows(weight, bias, token)
                 token_logit = (state * token_weight.to(state.dtype)).sum(-1, keepdim=True)
                 if token_bias is not None:

@@ -101,7 +101,8 @@ class GenACConfig(CriticConfig):
         critic_validation_steps (`int`, *optional*, defaults to `10`):
             Pretraining updates between evaluations, with `critic_pretraining_patience`.
 
-    > [!NOTE] > Rewards must lie in [0, 1], like the critic's values.
+    > [!NOTE]
+    > Rewards must lie in [0, 1], like the critic's values.
     """
 
     restricted = {

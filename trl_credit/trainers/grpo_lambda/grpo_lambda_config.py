@@ -37,7 +37,8 @@ class GRPOLambdaConfig(CreditConfig):
         min_advantage (`float` or `None`, *optional*, defaults to `-0.1`):
             Lower clamp of the group-normalised advantage, at most 0. `None` turns it off.
 
-    > [!NOTE] > `loss_type="vespo"` is refused: it weights whole sequences and has no per-token ratio to trace.
+    > [!NOTE]
+    > `loss_type="vespo"` is refused: it weights whole sequences and has no per-token ratio to trace.
     """
 
     exact_token_mean: ClassVar[bool] = False  # TRL's, so that λ = 0 is GRPO

@@ -75,8 +75,9 @@ class VAPOConfig(ProbeConfig):
         epsilon_high (`float`, *optional*, defaults to `0.28`):
             Upper clip of the ratio.
 
-    > [!NOTE] > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and >
-    `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
+    > [!NOTE]
+    > With `critic_pretraining_steps=0`, `policy_lambda=0.95`, `critic_lambda=0.95`, `epsilon_high=0.2` and
+    > `positive_lm_coef=0` this is PPO; with `critic_lambda=1` and pretraining it is VC-PPO.
     """
 
     restricted = ProbeConfig.restricted | PER_TOKEN
