@@ -23,7 +23,7 @@ class SAOConfig(VAPOConfig):
             And at most 1 + `epsilon_high`: 5.0 for math, 3.0 for code.
         length_adaptive_alpha (`float`, *optional*, defaults to `1.5`):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
-        critic_freeze (`list[str]`, *optional*, defaults to `["attention"]`):
+        critic_freeze (`list[str]`, *optional*, defaults to `['attention']`):
             Parts of the critic that are not trained: `"attention"`, `"embeddings"`, or patterns of the names of its
             parameters.
         critic_learning_rate (`float`, *optional*, defaults to `5e-6`):
