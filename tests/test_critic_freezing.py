@@ -64,6 +64,9 @@ def test_frozen_weights_stay_bit_for_bit_and_all_others_move(settings, reentrant
     before = copy.deepcopy(trainer.critic.state_dict())
     trainer.train()
     names = trained(trainer.critic)
+    assert names == [
+        name for name, _ in trainer.critic.named_parameters() if "attn." not in name and "embed" not in name
+    ]
     for name, weight in trainer.critic.state_dict().items():
         assert torch.equal(weight, before[name]) == (name not in names), name
     held = [p for group in trainer.engine.backend.optimizer.param_groups for p in group["params"]]

@@ -1,5 +1,6 @@
 """The documentation says what the package does: tables, metrics, commands and code blocks are held against it."""
 
+import ast
 import doctest
 import os
 import re
@@ -240,6 +241,14 @@ def test_method_of_the_contributing_page_trains_and_logs(model_dir, tmp_path):
 
 
 # --- The site
+
+
+def test_every_function_of_credit_is_in_its_reference():
+    page = (ROOT / "docs/reference/credit.md").read_text(encoding="utf-8")
+    for file in sorted((ROOT / "trl_credit/credit").glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert f"::: trl_credit.credit.{file.stem}.{node.name}\n" in page
 
 
 def test_every_public_name_is_in_the_reference():

@@ -66,13 +66,6 @@ def test_what_is_no_template_is_refused(template, message, tmp_path):
             config(str(tmp_path), bf16=False, use_cpu=True, critic_prompt_template=template)
 
 
-def test_stored_rollouts_have_no_columns_for_the_template(tmp_path):
-    for config in (VAPOConfig, SPPOConfig):
-        with pytest.raises(ValueError, match="stored rollouts keep the prompts alone"):
-            settings = {"critic_prompt_template": "{prompt} {secret}", "critic_pretraining_rollouts": "rollouts"}
-            config(str(tmp_path), bf16=False, use_cpu=True, critic_pretraining_steps=1, **settings)
-
-
 def test_a_column_that_is_not_there_and_a_prompt_without_a_user_are_refused_by_name():
     with pytest.raises(ValueError, match=r"names \['answer'\], and the dataset has \['prompt', 'secret'\]"):
         critic_prompts("{prompt}{answer}", {"rows": [{"prompt": "a", "secret": "b"}]})

@@ -10,6 +10,7 @@ import torch
 import vapo_runs
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from vapo_runs import make_trainer
 
@@ -114,6 +115,12 @@ def test_states_of_any_completion_are_read_as_those_of_the_rollout(model_dir, tm
         (read.states[1], alone.states[1]),
     ):
         assert torch.allclose(found[there], expected[there], atol=1e-5)
+
+
+def test_without_a_penalty_there_is_nothing_to_listen_to(model_dir, tmp_path):
+    trainer = make_trainer(model_dir, tmp_path)
+    with pytest.raises(ValueError, match="no reference model to listen to with `beta=0.0`"):
+        trainer.listen_to_reference((0,))
 
 
 # --- Where it is asked
@@ -287,6 +294,60 @@ def test_token_rewards_are_earned_where_they_fall(model_dir, tmp_path):
     )
     to_go = (earned + on_tools).flip(1).cumsum(1).flip(1)
     assert torch.allclose(targets[steps], to_go[steps], atol=1e-6)
+
+
+def test_a_completion_without_a_reward_has_no_credit_and_teaches_nothing(model_dir, tmp_path):
+    def scored_now_and_then(completion_ids, **kwargs):
+        return [None if i % 2 else share_of_even([ids])[0] - 0.4 for i, ids in enumerate(completion_ids)]
+
+    trainer = probe_trainer(model_dir, tmp_path, trainer=Reading, reward=scored_now_and_then, probe_boundaries="tokens")
+    trainer.train()
+    rollout, asked, _, steps = trainer.asked_seen[0]
+    assert asked.starts[1].any() and not steps[1::2].any()
+    credited, rewards = trainer.rollouts_seen[0], trainer.rewards_seen[0]
+    assert (credited["advantages"][1::2] == 0).all() and not credited["critic_mask"][1::2].any()
+    assert len(trainer.engine.learner.buffer) == steps.sum() == asked.starts[::2].sum()
+    mean = rewards[::2].mean()
+    there = steps[::2]
+    # At the start values are equal, w is 0, and the credit is the reward less the mean of those that there are.
+    assert torch.allclose(
+        credited["advantages"][::2][there], (rewards[::2, None] - mean).expand_as(there)[there], atol=1e-6
+    )
+
+
+def test_options_reach_the_head_and_what_teaches_it(model_dir, tmp_path):
+    trainer = probe_trainer(
+        model_dir,
+        tmp_path,
+        critic_head_learning_rate=1e-3,
+        probe_hidden_size=7,
+        probe_updates=3,
+        probe_batch_size=5,
+        probe_buffer_rollouts=2,
+        probe_layers=[0, 1],
+        max_steps=3,
+    )
+    learner, drawn = trainer.engine.learner, []
+    draw = learner.buffer.draw
+    learner.buffer.draw = lambda count, generator: drawn.append(count) or draw(count, generator)
+    trainer.train()
+    assert learner.optimizer.param_groups[0]["lr"] == 1e-3
+    assert trainer.critic.head[0].weight.shape == (7, 2 * 16 + 3)
+    assert drawn == [5] * 9 and learner.steps == 9
+    assert len(learner.buffer._rollouts) == 2
+    assert trainer.critic.length == vapo_runs.LENGTH
+
+
+def test_the_best_policy_comes_with_its_head(model_dir, tmp_path):
+    trainer = probe_trainer(model_dir, tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.train()
+    last = {name: x.clone() for name, x in trainer.critic.state_dict().items()}
+    trainer.load_networks(tmp_path / "checkpoint-1")
+    saved = load_file(tmp_path / "checkpoint-1" / "critic" / "probe.safetensors")
+    now = trainer.critic.state_dict()
+    assert all(torch.equal(now[name], x) for name, x in saved.items())
+    assert not torch.equal(now["head.2.weight"], last["head.2.weight"])
+    assert trainer.engine.steps == 64  # as many as were made
 
 
 def settings_of_a_resumed_run():

@@ -9,6 +9,7 @@ import pytest
 import sppo_runs
 import torch
 import vapo_runs
+from datasets import Dataset
 from tiny import tiny_model_dir
 from transformers import AutoModelForCausalLM, TrainerCallback
 from vapo_runs import Watched
@@ -140,11 +141,11 @@ def test_a_killed_run_loses_no_rollout_and_the_next_one_writes_the_rest_as_it_wo
     killed = vapo(model_dir, tmp_path / "b", tmp_path / "parts", **SAMPLED)
     generate, calls = killed._generate_and_score, []
 
-    def killed_at_the_third(*args):
+    def killed_at_the_third(*args, **kwargs):
         calls.append(args)
         if len(calls) == 3:
             raise Killed
-        return generate(*args)
+        return generate(*args, **kwargs)
 
     killed._generate_and_score = killed_at_the_third
     with pytest.raises(Killed):
@@ -245,6 +246,20 @@ def test_a_folder_with_something_else_in_it_is_left_alone(model_dir, tmp_path):
         vapo(model_dir, tmp_path / "a", tmp_path / "thesis")
 
 
+def test_a_critic_with_a_prompt_of_its_own_finds_the_columns_that_it_names(model_dir, tmp_path):
+    """The policy's prompt has no solution in it."""
+    data = Dataset.from_dict({"prompt": vapo_runs.PROMPTS, "solution": [f"<{n}>" for n in range(8)]})
+    settings = {"prompts": data, "critic_prompt_template": "{prompt}{solution}", "trainer": sppo_runs.Watched}
+    whole = {"critic_pretraining_epochs": 1, "critic_pretraining_held_out": 0.0}
+    sppo(model_dir, tmp_path / "a", tmp_path / "rollouts", **settings, **whole).pretrain_critic()
+    reader = sppo(model_dir, tmp_path / "b", tmp_path / "rollouts", **settings, **whole)
+    reader._generate_and_score = never
+    reader.pretrain_critic()
+    prompts = [row[row >= 0] for rollout in reader.rollouts_seen for row in rollout["critic_prompts"]]
+    read = {reader.processing_class.decode(prompt) for prompt in prompts}
+    assert read == {f"{prompt}<{number}>" for number, prompt in enumerate(vapo_runs.PROMPTS)}
+
+
 def test_a_damaged_file_is_named(model_dir, tmp_path, written):
     shutil.copytree(written, tmp_path / "rollouts")
     file = tmp_path / "rollouts" / "rollout_00001.arrow"
@@ -274,11 +289,9 @@ def test_each_pass_reads_every_completion_once_in_an_order_of_its_own_and_nothin
     assert passes[0] != passes[1] != passes[2] != passes[0]
     assert Counter(passes[0]) == Counter(passes[1]) == Counter(passes[2])
     assert set(Counter(passes[0]).values()) == {2} and len(set(passes[0])) == 6
-    held_out = {prompt for rows in trainer._passes.of_held_out() for prompt in trainer._passes.data[rows]["prompt"]}
-    assert len(held_out) == 2
-    assert not {tuple(trainer.processing_class(json.loads(prompt))["input_ids"]) for prompt in held_out} & set(
-        passes[0]
-    )
+    rows = [row for rows in trainer._passes.of_held_out() for row in trainer._passes.data[rows]["row"]]
+    held_out = {tuple(trainer.processing_class(json.loads(row)["prompt"])["input_ids"]) for row in rows}
+    assert len(held_out) == 2 and not held_out & set(passes[0])
 
 
 def test_the_critic_with_the_lowest_held_out_error_is_kept(model_dir, tmp_path, written):

@@ -6,7 +6,6 @@ which engines they ran.
 """
 
 import json
-import os
 import sys
 import zlib
 from pathlib import Path
@@ -16,9 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datasets import Dataset
 from genac_runs import GENAC, share_of_even
-from torch import distributed
+from process import engine, run_scenarios
 from vapo_runs import PROMPTS, SETTINGS, fixed_rollout
-from vapo_worker import engine
 
 from trl_credit import GenACConfig, GenACTrainer
 from trl_credit.critics.engine.engine import seeded
@@ -86,12 +84,10 @@ def train(model_dir, critic_dir, output_dir, scenario: str, resume: str | None =
 
 if __name__ == "__main__":
     model_dir, critic_dir, output_dir, *scenarios = sys.argv[1:]
-    accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
-    on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
-    for scenario in scenarios:
+
+    def train_or_resume(scenario: str, **on_cpu) -> None:
         resume = f"{output_dir}/saved/checkpoint-2" if scenario == "resumed" else None
         folder = f"{output_dir}/{scenario}"
         train(model_dir, critic_dir, folder, scenario, resume, gradient_accumulation_steps=2, **on_cpu)
-    # Else gloo's threads may outlive what they use, and abort the process at its end.
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+
+    run_scenarios(train_or_resume, scenarios)

@@ -10,14 +10,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from datasets import Dataset
 from sppo_runs import share_of_even
 from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vapo_runs import SETTINGS
+from vapo_runs import PROMPTS, SETTINGS
 
 from trl_credit import GenACConfig, GenACTrainer, SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer
 
 
+DATA = Dataset.from_dict({"prompt": PROMPTS})
 TRAINERS = {"vapo": (VAPOTrainer, VAPOConfig), "sppo": (SPPOTrainer, SPPOConfig), "genac": (GenACTrainer, GenACConfig)}
 
 
@@ -29,7 +31,7 @@ def refusal(name: str, model_dir: str, output_dir: str) -> str:
     assert all(hasattr(p, "ds_id") for p in model.parameters())
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     try:
-        trainer_class(model, share_of_even, args, processing_class=tokenizer)
+        trainer_class(model, share_of_even, args, train_dataset=DATA, processing_class=tokenizer)
     except ValueError as error:
         return str(error)
     return "was not refused"

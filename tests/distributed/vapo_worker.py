@@ -6,7 +6,6 @@ which engines they ran.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import sppo_runs
 import vapo_runs
 from accelerate.utils import gather_object
 from peft import LoraConfig
-from torch import distributed
+from process import engine, run_scenarios
 from transformers import training_args
 from vapo_runs import BEST_AT_END, SETTINGS, BestFirst
 
@@ -61,15 +60,6 @@ SPPO_SCENARIOS = {  # the critic is of another family
     "sppo, saved": SAVED,
     "sppo, resumed": SAVED,
 }
-
-
-def engine(module, accelerator) -> dict:
-    """What really wraps a network."""
-    found = {"classes": [cls.__name__ for cls in type(module).__mro__], "processes": accelerator.num_processes}
-    if hasattr(module, "zero_optimization_stage"):
-        found["zero_stage"] = module.zero_optimization_stage()
-    found["sharded"] = all(type(p).__name__ == "DTensor" for p in module.parameters())
-    return found
 
 
 def broken_after(trainer, updates: int):
@@ -120,14 +110,12 @@ def train(model_dir: str, output_dir: str, scenario: str, resume: str | None = N
 
 if __name__ == "__main__":
     model_dir, output_dir, *scenarios = sys.argv[1:]
-    accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
-    on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
     # For bf16 without a GPU transformers asks for `use_cpu`, with which accelerate takes no DeepSpeed.
     training_args.is_torch_bf16_gpu_available = lambda: True
-    for scenario in scenarios:
+
+    def train_or_resume(scenario: str, **on_cpu) -> None:
         whole = scenario.replace("resumed", "saved")
         resume = f"{output_dir}/{whole}/checkpoint-1" if scenario != whole else None
         train(model_dir, f"{output_dir}/{scenario}", scenario, resume, gradient_accumulation_steps=2, **on_cpu)
-    # Else gloo's threads may outlive what they use, and abort the process at its end.
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+
+    run_scenarios(train_or_resume, scenarios)

@@ -4,7 +4,6 @@ What each process of the test runs: `python vine_worker.py MODEL_DIR OUTPUT_DIR 
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from torch import distributed
+from process import run_scenarios
 from vine_runs import LENGTH, Watched, fixed_rollout, make_trainer
 
 
@@ -73,9 +72,6 @@ def train(model_dir: str, output_dir: str, scenario: str, **settings) -> None:
 
 if __name__ == "__main__":
     model_dir, output_dir, *scenarios = sys.argv[1:]
-    accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
-    on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
-    for scenario in scenarios:
-        train(model_dir, f"{output_dir}/{scenario}", scenario, **on_cpu)
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    run_scenarios(
+        lambda scenario, **on_cpu: train(model_dir, f"{output_dir}/{scenario}", scenario, **on_cpu), scenarios
+    )

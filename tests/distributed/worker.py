@@ -6,14 +6,13 @@ logged and on which engine it ran.
 """
 
 import json
-import os
 import random
 import sys
 from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
-from torch import distributed
+from process import engine, run_scenarios
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
@@ -69,16 +68,6 @@ SCENARIOS = {
 }
 
 
-def engine(trainer) -> dict:
-    """What really wraps the model."""
-    wrapped = trainer.model_wrapped
-    found = {"classes": [cls.__name__ for cls in type(wrapped).__mro__], "processes": trainer.accelerator.num_processes}
-    if hasattr(wrapped, "zero_optimization_stage"):
-        found["zero_stage"] = wrapped.zero_optimization_stage()
-    found["sharded"] = all(type(p).__name__ == "DTensor" for p in wrapped.parameters())
-    return found
-
-
 def train(model_dir: str, output_dir: str, scenario: str, **settings) -> dict:
     trainer_class, config_class, own, rollout = SCENARIOS[scenario]
     trainer = trainer_class(
@@ -91,7 +80,7 @@ def train(model_dir: str, output_dir: str, scenario: str, **settings) -> dict:
     trainer.train()
     trainer.save_model()
     result = {
-        "engine": engine(trainer),
+        "engine": engine(trainer.model_wrapped, trainer.accelerator),
         "steps": [entry for entry in trainer.state.log_history if "loss" in entry],
     }
     if trainer.is_world_process_zero():
@@ -102,11 +91,6 @@ def train(model_dir: str, output_dir: str, scenario: str, **settings) -> dict:
 
 if __name__ == "__main__":
     model_dir, output_dir, *scenarios = sys.argv[1:]
-    # Without a GPU, DDP wants `use_cpu`; DeepSpeed and FSDP2 take the CPU for an accelerator that talks through gloo.
-    accelerated = {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"} & os.environ.keys()
-    on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
-    for scenario in scenarios:
-        train(model_dir, f"{output_dir}/{scenario}", scenario, **on_cpu)
-    # Else gloo's threads may outlive what they use, and abort the process at its end.
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    run_scenarios(
+        lambda scenario, **on_cpu: train(model_dir, f"{output_dir}/{scenario}", scenario, **on_cpu), scenarios
+    )

@@ -15,7 +15,8 @@ from ..credit.bounded_values import bounded_values
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts, fingerprint
 from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
-from .token import make_token_critic, read_values, refuse_causal_lm, refuse_images
+from .refusals import refuse_causal_lm, refuse_images
+from .token import make_token_critic, read_values
 
 
 # Keyword arguments of a model's `from_pretrained` that its tokenizer shares.

@@ -14,21 +14,20 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..credit.bounded_values import bounded_values
+from .adapters import with_new_adapters, with_saved_adapters
 from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
 from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
+from .refusals import has_other_vocabulary, refuse_causal_lm, refuse_images
 
 
-# By how much embeddings of a family may differ in their rows: those are padded to multiples of up to this.
-_PADDING_OF_EMBEDDINGS = 1024
 # What the last layer of a token- or sequence-classification model is called.
 _HEADS = ("score", "classifier")
 _HEAD_IS_THERE = (
     "The critic has a head that has learned already, which cannot start at `critic_initial_value` (an output of {:g}). "
     "Leave that option out, or start from a checkpoint without a head."
 )
-_IMAGE_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "spatial_shapes")
 
 
 class TokenCritic(Critic):
@@ -93,7 +92,7 @@ class TokenCritic(Critic):
         if facts is not None:
             facts.refuse_other_kind(cls.kind, path)
         refuse_causal_lm(path)
-        if tokenizer is not None and _has_other_vocabulary(path, tokenizer):
+        if tokenizer is not None and has_other_vocabulary(path, tokenizer):
             raise ValueError(
                 f"The critic {path} has another vocabulary than the policy, whose tokens it would be given."
             )
@@ -263,45 +262,6 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
     return logits[:, inputs["prompt_ids"].shape[1] - 1 :, 0].float()
 
 
-def refuse_image_columns(dataset: Any) -> None:
-    """Raise if a dataset has images, which a text critic would not see."""
-    found = {"image", "images"} & set(getattr(dataset, "column_names", None) or ())
-    if found:
-        raise ValueError(
-            f"The dataset has the columns {sorted(found)}, which the critic cannot take: it reads text only. Train "
-            "vision-language models with `GRPOTrainer` or `GRPOLambdaTrainer`, or take the columns out."
-        )
-
-
-def refuse_images(inputs: dict) -> None:
-    """Raise if a rollout has inputs that a text critic would not see."""
-    found = [name for name in _IMAGE_INPUTS if name in inputs]
-    if found:
-        raise ValueError(
-            f"The rollout has {found}, which the critic cannot take: it reads text only. Train vision-language models "
-            "with `GRPOTrainer` or `GRPOLambdaTrainer`."
-        )
-
-
-def refuse_causal_lm(path: str) -> None:
-    """Raise for a checkpoint that has no value head and would be given an untrained one."""
-    if (Path(path) / "adapter_config.json").is_file():
-        return
-    architectures = AutoConfig.from_pretrained(path).architectures or []
-    if any(name.endswith("ForCausalLM") for name in architectures):
-        raise ValueError(f"{path} is a causal LM ({architectures[0]}), which has no values: give a critic.")
-
-
-def _has_other_vocabulary(path: str, tokenizer) -> bool:
-    try:
-        own = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):  # none was saved with it
-        return False
-    if len(own) <= len(own.all_special_ids):  # for some architectures one is made up where there is none
-        return False
-    return own.get_vocab() != tokenizer.get_vocab()
-
-
 def head_of(network: nn.Module) -> Any:
     """The last layer of a critic, or its trained copy when it has adapters."""
     for name in _HEADS:
@@ -351,41 +311,6 @@ def refuse_kwargs_of_a_model(source: PreTrainedModel, model_init_kwargs: dict | 
     return getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
 
 
-def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -> None:
-    """
-    Raise if a critic that reads the policy's tokens does not know them.
-
-    Args:
-        network (`PreTrainedModel` or `PeftModel`):
-            The critic.
-        source (`str`, `Path` or `PreTrainedModel`):
-            What it was made of; a folder or Hub id may have a tokenizer, which must then have the policy's vocabulary.
-        policy (`PreTrainedModel` or `PeftModel`):
-            The policy.
-        tokenizer (`PreTrainedTokenizerBase`):
-            The policy's.
-    """
-    known, used = (x.get_input_embeddings().weight for x in (network, policy))
-    known, used = (getattr(weight, "ds_shape", weight.shape)[0] for weight in (known, used))
-    # Models of a family pad their embeddings to different sizes.
-    if not len(tokenizer) <= known <= max(used, len(tokenizer)) + _PADDING_OF_EMBEDDINGS:
-        raise ValueError(
-            f"The critic {_called(source)} knows {known} tokens, the policy {used} and its tokenizer {len(tokenizer)}: "
-            "it would be given tokens that it has not learned. Give a critic of the policy's family, or one "
-            "of prompts with a tokenizer of its own (`critic_processing_class`); or, if the policy's embeddings were "
-            "resized, resize the critic's as well."
-        )
-    if isinstance(source, (str, Path)) and _has_other_vocabulary(str(source), tokenizer):
-        raise ValueError(
-            f"The critic {_called(source)} has another vocabulary than the policy, whose tokens it would be given. "
-            "Give a critic of the policy's family."
-        )
-
-
-def _called(source: Any) -> str:
-    return f"of a {type(source).__name__}" if isinstance(source, nn.Module) else repr(str(source))
-
-
 def _from_model(source: PreTrainedModel, dtype: Any = None) -> tuple[PreTrainedModel, bool]:
     if "TokenClassification" in type(source).__name__:
         if source.config.num_labels != 1:
@@ -431,17 +356,11 @@ def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config
         peft_config (`~peft.PeftConfig`, *optional*):
             Must be `None`: the saved adapters have their own.
     """
-    from peft import PeftModel
-
-    if peft_config is not None:
-        raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     network.config.use_cache = False
     _use_float32_head(network)
-    network = PeftModel.from_pretrained(  # type: ignore[assignment]
-        network, source, is_trainable=True, autocast_adapter_dtype=adapters_are_float32()
-    )
-    turn_dropout_off(network)
-    return network
+    critic = with_saved_adapters(network, source, peft_config)
+    turn_dropout_off(critic)
+    return critic
 
 
 def _use_float32_head(network: PreTrainedModel) -> Any:
@@ -464,33 +383,9 @@ def turn_dropout_off(network: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def refuse_lora_dropout(peft_config: Any) -> None:
-    """Raise if a critic's adapters would have dropout."""
-    dropout = getattr(peft_config, "lora_dropout", 0)
-    if dropout:
-        raise ValueError(
-            f"`critic_peft_config` has lora_dropout={dropout}, but dropout would make values noisy: a "
-            "critic is trained without. Set it to 0."
-        )
-
-
-def adapters_are_float32() -> bool:
-    """Whether adapters are in float32 whatever their base is in: with ZeRO-3, which wants one dtype, they are not."""
-    return not is_deepspeed_zero3_enabled()
-
-
 def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
-    from peft import PeftConfig, TaskType, get_peft_model
-
-    if not isinstance(peft_config, PeftConfig):
-        raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
-    refuse_lora_dropout(peft_config)
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.task_type = TaskType.TOKEN_CLS  # which trains the head and saves it with the adapters
-    excluded = getattr(peft_config, "exclude_modules", None)
-    if not isinstance(excluded, str):  # "all-linear" would put an adapter on the head as well
-        peft_config.exclude_modules = {*(excluded or ()), *_HEADS}
-    network = get_peft_model(network, peft_config, autocast_adapter_dtype=adapters_are_float32())
+    # The task's type has the head trained and saved with the adapters; "all-linear" would put one on it as well.
+    network = with_new_adapters(network, peft_config, "TOKEN_CLS", without=_HEADS)
     head = head_of(network.get_base_model())
     if not any(p.requires_grad for p in head.parameters()):
         raise ValueError("`critic_peft_config` leaves the head of the critic untrained.")

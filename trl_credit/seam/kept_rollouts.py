@@ -26,9 +26,9 @@ class KeptRolloutSeam(RolloutSeam):
                 How many to skip at the start; these are not generated.
 
         Yields:
-            `list[dict]`: This process's completions, each with `prompt` (as JSON), `prompt_ids`, `completion_ids`,
-            `chosen` (which tokens the policy chose), `scores` (one per reward function, NaN for none) and
-            `token_scores` (per function a list or `None`).
+            `list[dict]`: This process's completions, each with `row` (of the dataset, as JSON), `prompt_ids`,
+            `completion_ids`, `chosen` (which tokens the policy chose), `scores` (one per reward function, NaN for none)
+            and `token_scores` (per function a list or `None`).
         """
         for _, batch in self._batches(skip):
             self.model.train()
@@ -38,7 +38,7 @@ class KeptRolloutSeam(RolloutSeam):
             for row, length in enumerate(rollout["completion_mask"].sum(1).tolist()):
                 samples.append(
                     {
-                        "prompt": json.dumps(self.rollout_rows[row]["prompt"]),
+                        "row": json.dumps(self._row_of_data(row), default=str),
                         "prompt_ids": rollout["prompt_ids"][row][rollout["prompt_mask"][row].bool()].tolist(),
                         "completion_ids": rollout["completion_ids"][row, :length].tolist(),
                         "chosen": chosen[row, :length].tolist(),
@@ -47,6 +47,9 @@ class KeptRolloutSeam(RolloutSeam):
                     }
                 )
             yield samples
+
+    def _row_of_data(self, row: int) -> dict:
+        return {name: x for name, x in self.rollout_rows[row].items() if name not in self._fields_of_completions}
 
     def take_up(self, samples: dict[str, list], scores: torch.Tensor) -> tuple[dict, torch.Tensor]:
         """
@@ -82,7 +85,7 @@ class KeptRolloutSeam(RolloutSeam):
             "advantages": torch.zeros(len(lengths), device=device),
         }
         self.model.train()
-        self.rollout_rows = [{"prompt": json.loads(prompt)} for prompt in samples["prompt"]]
+        self.rollout_rows = [json.loads(row) for row in samples["row"]]
         self._scores = scores.to(device)
         for function, scores_of_rows in enumerate(self._token_scores):
             scores_of_rows.clear()

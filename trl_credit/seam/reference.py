@@ -44,8 +44,11 @@ class ReferenceSeam(RecordingSeam):
                 Whose states are kept: 0 is the embedding, -1 what the LM head reads.
 
         Raises:
-            ValueError: If the policy has no such layer, or its layers are not where they are in most models.
+            ValueError: If there is no reference, for `beta` is 0; if the policy has no such layer, or its layers are
+                not where they are in most models.
         """
+        if self.beta == 0:
+            raise ValueError("There is no reference model to listen to with `beta=0.0`. Set `beta`, e.g. to 0.03.")
         for layer in layers:
             module_of_layer(self._causal_lm(), layer)
         self._reference_layers = layers
@@ -60,7 +63,8 @@ class ReferenceSeam(RecordingSeam):
     def read_with_reference(self, rollout: dict) -> Reading:
         """
         What the reference makes of completions. For the rollout whose credit is being assigned it is known from the
-        pass that TRL makes for the KL penalty; for others it takes a pass, on every process.
+        pass that TRL makes for the KL penalty; for others it takes a pass, on every process. Call
+        [`listen_to_reference`] first.
 
         Args:
             rollout (`dict`):

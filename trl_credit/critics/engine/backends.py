@@ -125,7 +125,10 @@ class LocalBackend:
 
 
 class FSDP2Backend(LocalBackend):
-    """Weights, gradients and optimizer state split over processes by `fully_shard`."""
+    """
+    Weights, gradients and optimizer state split over processes by `fully_shard`. Gradients meet in every micro-batch:
+    else each process would keep whole ones until the last.
+    """
 
     splits_weights = True
 
@@ -154,11 +157,6 @@ class FSDP2Backend(LocalBackend):
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-    @contextmanager
-    def micro_batch(self, last: bool):
-        self.module.set_requires_gradient_sync(last)
-        yield
 
     def weights(self):
         from torch.distributed.checkpoint.state_dict import get_model_state_dict

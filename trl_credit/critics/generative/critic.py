@@ -16,7 +16,7 @@ from ..critic import PROMPTS, Critic, Runner, on_device
 from ..engine.engine import seeded
 from ..facts import CriticFacts
 from ..prompt import load_critic_tokenizer
-from ..token import refuse_images
+from ..refusals import refuse_images
 from .network import make_generative_critic
 from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
 from .reading import Reading, value_of_each_state

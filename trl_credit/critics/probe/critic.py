@@ -15,7 +15,7 @@ from ...seam.reference import Reading, overheard
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic import Critic, Runner, nan_beyond_the_end, on_device
 from ..facts import CriticFacts
-from ..token import refuse_images
+from ..refusals import refuse_images
 from .network import ProbeNetwork
 
 

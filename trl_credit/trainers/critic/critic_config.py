@@ -148,9 +148,3 @@ class CriticConfig(CreditConfig):
                         f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: what is held out says "
                         "when to end, see `critic_pretraining_patience`. Leave it at None."
                     )
-            if getattr(self, "critic_prompt_template", None) is not None:
-                raise ValueError(
-                    f"{type(self).__name__}: `critic_prompt_template` cannot be had with "
-                    f"`critic_pretraining_rollouts={self.critic_pretraining_rollouts!r}`: of the dataset's rows, stored "
-                    "rollouts keep the prompts alone. Leave one of them out."
-                )

@@ -17,8 +17,9 @@ from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
 from ...critics.facts import PROBE, CriticFacts, fingerprint
 from ...critics.freezing import freeze
 from ...critics.fresh_head import answers_everywhere, trained_head
+from ...critics.refusals import refuse_image_columns, refuse_other_vocabulary
 from ...critics.shared_base import make_shared_base_critic
-from ...critics.token import make_token_critic, refuse_image_columns, refuse_other_vocabulary
+from ...critics.token import make_token_critic
 from ...seam.trainer import critic_source
 from .critic_config import CriticConfig
 from .pretraining import CRITIC_FOLDER, CriticPretraining

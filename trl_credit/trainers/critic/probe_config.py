@@ -105,7 +105,7 @@ class ProbeConfig(CriticConfig):
             others.remove("critic_pretraining_steps")
         self._refuse(others, "has no effect on a probe critic")
         self._refuse(
-            [name for name in ("gamma", "truncation") if hasattr(self, name)],
+            [name for name in ("gamma", "truncation", "time_step") if hasattr(self, name)],
             "cannot be had with a probe critic, whose time steps are parts of a completion",
         )
         if self.probe_boundaries != "entropy":

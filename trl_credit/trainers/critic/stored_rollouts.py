@@ -20,7 +20,7 @@ from ...saved import read_json, reading
 MANIFEST = "manifest.json"
 _SCHEMA = pa.schema(
     [
-        ("prompt", pa.string()),
+        ("row", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion_ids", pa.list_(pa.int32())),
         ("chosen", pa.list_(pa.bool_())),
@@ -151,7 +151,8 @@ class Passes:
     def __init__(self, data: Dataset, num_generations: int, batch_size: int, held_out: float, seed: int):
         self.data, self.num_generations, self.batch_size, self.seed = data, num_generations, batch_size, seed
         self.scores = torch.tensor(data["scores"][:])  # (N, F)
-        prompts = data.select(range(0, len(data), num_generations))["prompt"][:]
+        rows = data.select(range(0, len(data), num_generations))["row"][:]
+        prompts = [json.dumps(json.loads(row)["prompt"]) for row in rows]
         kept_apart = _held_out_prompts(prompts, held_out)
         groups = range(len(prompts))
         self.training = [group for group in groups if prompts[group] not in kept_apart]

@@ -12,7 +12,7 @@ from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
-from ...critics.token import refuse_other_vocabulary
+from ...critics.refusals import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.reward_range import refuse_rewards_outside
 from ..value_report import extremes

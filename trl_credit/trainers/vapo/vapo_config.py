@@ -30,6 +30,11 @@ class VAPOConfig(ProbeConfig):
             Discount γ in [0, 1].
         critic_lambda (`float`, *optional*, defaults to `1.0`):
             λ in [0, 1] of the returns to which the critic is fitted. At 1 they are the discounted rewards themselves.
+        time_step (`str`, *optional*, defaults to `"token"`):
+            What a time step of the credit is: `"token"`; or `"turn"`, for agents: what the policy writes between two
+            answers of tools or of an environment. A turn has one value, that of the state in which it begins, one
+            advantage for all its tokens, and the rewards from its first token up to the next turn. γ and λ then count
+            turns.
         policy_lambda (`float` or `str`, *optional*, defaults to `"length_adaptive"`):
             λ of the policy's advantages: a number in [0, 1]; `"length_adaptive"` for 1 - 1 / (`length_adaptive_alpha` ·
             length); `"relative_position"` for the λ at which the last reward reaches the first token of every
@@ -79,6 +84,7 @@ class VAPOConfig(ProbeConfig):
 
     gamma: float = field(default=1.0, metadata=between(0, 1))
     critic_lambda: float = field(default=1.0, metadata=between(0, 1))
+    time_step: str = field(default="token", metadata=one_of("token", "turn"))
     policy_lambda: str = field(  # or a number; the command line's parser cannot take both
         default="length_adaptive", metadata=such_that(_is_lambda, f"a number in [0, 1] or one of {LAMBDA_SCHEDULES}")
     )

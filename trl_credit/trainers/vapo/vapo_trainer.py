@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...credit.boundaries import held, turn_starts
 from ...credit.bounded_values import bounded_values, position_in_range
 from ...credit.fit import fit_sums
 from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, relative_position_lambda, whiten
@@ -149,10 +150,12 @@ class VAPOTrainer(ProbeTrainer):
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
         # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
-        steps = mask & self.probe_starts(rollout, mode) if self.has_probe else mask
+        steps = mask & self.probe_starts(rollout, mode) if self.has_probe else self._time_steps(mask)
         own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
         states = self.state_values(rollout)
         values = torch.where(mask, states[:, :-1], 0)
+        if self.args.time_step == "turn":
+            values = torch.where(mask, held(values, steps), 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
         cut_off = self.is_cut_off(rollout)
         bootstrap = None
@@ -167,6 +170,8 @@ class VAPOTrainer(ProbeTrainer):
         lam = self._policy_lambda(steps)
         advantages, _ = gae(earned, values, steps, gamma, lam, bootstrap)
         _, returns = gae(earned, values, steps, gamma, self.args.critic_lambda, bootstrap)
+        if self.args.time_step == "turn":
+            advantages = torch.where(mask, held(advantages, steps), 0)
         if self.args.reward_range is not None:
             self._refuse_returns_outside(returns, steps, self.args.reward_range)
         right = self.is_right(rewards, self.args.positive_reward_threshold)
@@ -186,9 +191,13 @@ class VAPOTrainer(ProbeTrainer):
             "values": values,
             "returns": returns,
             "advantages": advantages,
-            "critic_mask": mask,
+            "critic_mask": mask if self.has_probe else steps,
             "positive": mask & right.unsqueeze(1),
         }
+
+    def _time_steps(self, mask: torch.Tensor) -> torch.Tensor:
+        """The tokens in whose states time steps begin, shape `(B, T)`, boolean."""
+        return turn_starts(mask) if self.args.time_step == "turn" else mask
 
     def _refuse_returns_outside(self, returns: torch.Tensor, mask: torch.Tensor, reward_range: Sequence[float]) -> None:
         low, high = extremes(self, returns, mask)
@@ -202,7 +211,7 @@ class VAPOTrainer(ProbeTrainer):
             )
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
-        mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
+        mask = self._time_steps(self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1))
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         returns = monte_carlo_returns(earned, mask, self.args.gamma)
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
