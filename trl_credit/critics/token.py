@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..credit.bounded_values import bounded_values
+from .adapters import with_new_adapters, with_saved_adapters
 from .backbone import new_token_classifier, token_classifier
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
@@ -355,17 +356,11 @@ def add_saved_adapters(network: PreTrainedModel, source: str | Path, peft_config
         peft_config (`~peft.PeftConfig`, *optional*):
             Must be `None`: the saved adapters have their own.
     """
-    from peft import PeftModel
-
-    if peft_config is not None:
-        raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     network.config.use_cache = False
     _use_float32_head(network)
-    network = PeftModel.from_pretrained(  # type: ignore[assignment]
-        network, source, is_trainable=True, autocast_adapter_dtype=adapters_are_float32()
-    )
-    turn_dropout_off(network)
-    return network
+    critic = with_saved_adapters(network, source, peft_config)
+    turn_dropout_off(critic)
+    return critic
 
 
 def _use_float32_head(network: PreTrainedModel) -> Any:
@@ -388,33 +383,9 @@ def turn_dropout_off(network: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def refuse_lora_dropout(peft_config: Any) -> None:
-    """Raise if a critic's adapters would have dropout."""
-    dropout = getattr(peft_config, "lora_dropout", 0)
-    if dropout:
-        raise ValueError(
-            f"`critic_peft_config` has lora_dropout={dropout}, but dropout would make values noisy: a "
-            "critic is trained without. Set it to 0."
-        )
-
-
-def adapters_are_float32() -> bool:
-    """Whether adapters are in float32 whatever their base is in: with ZeRO-3, which wants one dtype, they are not."""
-    return not is_deepspeed_zero3_enabled()
-
-
 def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
-    from peft import PeftConfig, TaskType, get_peft_model
-
-    if not isinstance(peft_config, PeftConfig):
-        raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
-    refuse_lora_dropout(peft_config)
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.task_type = TaskType.TOKEN_CLS  # which trains the head and saves it with the adapters
-    excluded = getattr(peft_config, "exclude_modules", None)
-    if not isinstance(excluded, str):  # "all-linear" would put an adapter on the head as well
-        peft_config.exclude_modules = {*(excluded or ()), *_HEADS}
-    network = get_peft_model(network, peft_config, autocast_adapter_dtype=adapters_are_float32())
+    # The task's type has the head trained and saved with the adapters; "all-linear" would put one on it as well.
+    network = with_new_adapters(network, peft_config, "TOKEN_CLS", without=_HEADS)
     head = head_of(network.get_base_model())
     if not any(p.requires_grad for p in head.parameters()):
         raise ValueError("`critic_peft_config` leaves the head of the critic untrained.")

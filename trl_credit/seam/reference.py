@@ -44,8 +44,8 @@ class ReferenceSeam(RecordingSeam):
                 Whose states are kept: 0 is the embedding, -1 what the LM head reads.
 
         Raises:
-            ValueError: If there is no reference, for `beta` is 0; if the policy has no such layer, or its layers are not
-                where they are in most models.
+            ValueError: If there is no reference, for `beta` is 0; if the policy has no such layer, or its layers are
+                not where they are in most models.
         """
         if self.beta == 0:
             raise ValueError("There is no reference model to listen to with `beta=0.0`. Set `beta`, e.g. to 0.03.")

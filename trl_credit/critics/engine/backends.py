@@ -126,8 +126,8 @@ class LocalBackend:
 
 class FSDP2Backend(LocalBackend):
     """
-    Weights, gradients and optimizer state split over processes by `fully_shard`. Gradients meet in every micro-batch: else
-    each process would keep whole ones until the last.
+    Weights, gradients and optimizer state split over processes by `fully_shard`. Gradients meet in every micro-batch:
+    else each process would keep whole ones until the last.
     """
 
     splits_weights = True

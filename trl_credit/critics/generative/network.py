@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from ..token import adapters_are_float32, refuse_kwargs_of_a_model, refuse_lora_dropout, turn_dropout_off
+from ..adapters import with_new_adapters, with_saved_adapters
+from ..token import refuse_kwargs_of_a_model, turn_dropout_off
 
 
 def make_generative_critic(
@@ -49,7 +50,7 @@ def make_generative_critic(
         network = AutoModelForCausalLM.from_pretrained(str(source), **kwargs)
     turn_dropout_off(network)
     if peft_config is not None:
-        network = _add_adapters(network, peft_config)
+        network = with_new_adapters(network, peft_config, "CAUSAL_LM")
     return network
 
 
@@ -72,23 +73,8 @@ def _from_model(source: PreTrainedModel, copy_model: bool, dtype: Any = None) ->
 
 
 def _from_adapter(source: str | Path, peft_config: Any, kwargs: dict) -> nn.Module:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
-    if peft_config is not None:
-        raise ValueError(f"The critic {str(source)!r} has adapters already: drop `critic_peft_config`.")
     base = str(PeftConfig.from_pretrained(str(source)).base_model_name_or_path)
     network = AutoModelForCausalLM.from_pretrained(base, **kwargs)
-    return PeftModel.from_pretrained(
-        network, str(source), is_trainable=True, autocast_adapter_dtype=adapters_are_float32()
-    )
-
-
-def _add_adapters(network: Any, peft_config: Any) -> nn.Module:
-    from peft import PeftConfig, TaskType, get_peft_model
-
-    if not isinstance(peft_config, PeftConfig):
-        raise TypeError(f"`critic_peft_config` must be a `peft.PeftConfig`, got {type(peft_config).__name__}.")
-    refuse_lora_dropout(peft_config)
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.task_type = TaskType.CAUSAL_LM
-    return get_peft_model(network, peft_config, autocast_adapter_dtype=adapters_are_float32())
+    return with_saved_adapters(network, source, peft_config)
