@@ -88,8 +88,8 @@ def main():
     def save():
         file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         page = (
-            "Explained variance of the returns of held-out problems, by `python benchmarks/critic_data.py` on one CPU "
-            f"core, torch {torch.__version__}, one seed. An update has 128 completions, or 16.\n\n"
+            f"Explained variance of the returns of {HELD_OUT} held-out problems, by `python benchmarks/critic_data.py "
+            f"--fits {len(stored['fits'])}` on one CPU core, torch {torch.__version__}, one seed.\n\n"
         )
         args.output.with_suffix(".md").write_text(page + table(stored) + "\n", encoding="utf-8")
 
@@ -104,7 +104,7 @@ def main():
         if str(fit) not in stored["fits"]:
             stored["fits"][str(fit)] = run(fit, policy, held_out)
             print(fit, json.dumps(stored["fits"][str(fit)]), flush=True)
-            save()
+        save()
     print(args.output.with_suffix(".md").read_text())
 
 

@@ -13,6 +13,8 @@ PAPERS = {
     "grpo-lambda": ("2510.00194", "GRPO-λ: Credit Assignment improves LLM Reasoning"),
     "vineppo": ("2410.01679", "VinePPO: Refining Credit Assignment in RL Training of LLMs"),
     "vapo": ("2504.05118", "VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning Tasks"),
+    "sao": ("2607.07508", "Single-Rollout Asynchronous Optimization for Agentic Reinforcement Learning"),
+    "bpco": ("2608.23566", "Best Practice Critic Optimization"),
     "sppo": ("2604.08865", "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks"),
     "genac": (
         "2604.10701",

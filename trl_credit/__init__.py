@@ -46,10 +46,14 @@ if TYPE_CHECKING:  # for mypy and editors; `tests/test_package.py` holds it to `
     from .critic_report import CriticProbeCallback as CriticProbeCallback
     from .critic_report import evaluate_critic as evaluate_critic
     from .critics.engine.engine import CriticEngine as CriticEngine
+    from .trainers.bpco.bpco_config import BPCOConfig as BPCOConfig
+    from .trainers.bpco.bpco_trainer import BPCOTrainer as BPCOTrainer
     from .trainers.genac.genac_config import GenACConfig as GenACConfig
     from .trainers.genac.genac_trainer import GenACTrainer as GenACTrainer
     from .trainers.grpo_lambda.grpo_lambda_config import GRPOLambdaConfig as GRPOLambdaConfig
     from .trainers.grpo_lambda.grpo_lambda_trainer import GRPOLambdaTrainer as GRPOLambdaTrainer
+    from .trainers.sao.sao_config import SAOConfig as SAOConfig
+    from .trainers.sao.sao_trainer import SAOTrainer as SAOTrainer
     from .trainers.sppo.sppo_config import SPPOConfig as SPPOConfig
     from .trainers.sppo.sppo_trainer import SPPOTrainer as SPPOTrainer
     from .trainers.vapo.vapo_config import VAPOConfig as VAPOConfig

@@ -73,5 +73,17 @@ METHODS = {
             "Train with GenAC: segment-level credit from a critic that reasons in words",
             recipes=("genac",),
         ),
+        Method(
+            "sao",
+            "SAO",
+            "Train with SAO: VAPO with one completion a prompt, masked ratios and a critic with frozen attention",
+            recipes=("sao",),
+        ),
+        Method(
+            "bpco",
+            "BPCO",
+            "Train with BPCO: VAPO with one completion a prompt, bounded values and a critic that may be told more",
+            recipes=("bpco",),
+        ),
     )
 }

@@ -1,6 +1,6 @@
 """
 What each process of the test runs: `python shards_worker.py OUTPUT MODEL_DIR`. Rank 0 leaves in `OUTPUT` how many
-numbers the critic has, and how many this process holds of its gradient before each of three micro-batches and in the end.
+numbers the critic has, and how many of its gradient this process holds before each of three micro-batches.
 """
 
 import json

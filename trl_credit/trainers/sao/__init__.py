@@ -1,0 +1,5 @@
+from .sao_config import SAOConfig
+from .sao_trainer import SAOTrainer
+
+
+__all__ = ["SAOConfig", "SAOTrainer"]
