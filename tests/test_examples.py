@@ -154,6 +154,14 @@ def test_vapo_with_lora_for_policy_and_critic(folder, vapo_flags, tmp_path):
         assert any(value.any() for name, value in weights.items() if "lora_B" in name), "B starts at zero"
 
 
+def test_bpco_with_a_critic_that_is_told_the_answer(folder, vapo_flags, tmp_path):
+    run([BIN / "python", EXAMPLES / "bpco.py", *vapo_flags, "--use_cpu"], cwd=tmp_path)
+    check_vapo_run(folder, tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "critic" / "critic.json").read_text())["settings"]
+    assert settings["critic_prompt_template"] == "{prompt}\n\nReference answer: {solution}"
+    assert settings["reward_range"] == [0.0, 1.0]
+
+
 @pytest.mark.distributed
 def test_vapo_with_zero3_for_both_networks(folder, vapo_flags, tmp_path):
     settings = [*vapo_flags, "--ddp_backend", "gloo"]

@@ -1,6 +1,7 @@
 """What the processes of all distributed tests have in common."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 
 from torch import distributed
@@ -13,9 +14,12 @@ def run_scenarios(train: Callable, scenarios: Iterable[str]) -> None:
     on_cpu = {"ddp_backend": "gloo"} if accelerated else {"use_cpu": True}
     for scenario in scenarios:
         train(scenario, **on_cpu)
-    # Else gloo's threads may outlive what they use, and abort the process at its end.
+    # Threads of gloo may outlive what they use, and abort the process when Python is taken down: it is not.
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def engine(module, accelerator) -> dict:

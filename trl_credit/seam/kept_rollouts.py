@@ -63,7 +63,7 @@ class KeptRolloutSeam(RolloutSeam):
                 any counts nowhere.
 
         Returns:
-            `tuple[dict, torch.Tensor]`: The rollout and its rewards, shape `(B,)`, as [`assign_credit`] takes them.
+            `tuple[dict, torch.Tensor]`: The rollout and its rewards, shape `(B,)`, as `assign_credit` takes them.
         """
         device, pad = self.accelerator.device, self._tokenizer.pad_token_id
 
@@ -96,7 +96,7 @@ class KeptRolloutSeam(RolloutSeam):
 
     def rollouts_of(self, taken_up: Iterable[tuple[dict, torch.Tensor]], skip: int = 0, checkpoint: str | None = None):
         """
-        As [`rollouts`], of what [`take_up`] gives: credit is assigned anew, and nothing is generated.
+        As `rollouts`, of what `take_up` gives: credit is assigned anew, and nothing is generated.
 
         Args:
             taken_up (`Iterable`):
