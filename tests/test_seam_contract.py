@@ -205,7 +205,8 @@ def test_a_key_that_is_not_declared_or_has_another_shape_is_an_error_that_names_
 
 def test_the_four_trainers_declare_what_they_add():
     assert declared_keys(GRPOLambdaTrainer) == {}
-    assert set(declared_keys(VAPOTrainer)) == {"values", "returns", "critic_mask", "positive"}
+    own_prompts = {"critic_prompt_ids", "critic_prompt_mask"}  # of a critic that is told more than the policy
+    assert set(declared_keys(VAPOTrainer)) == {"values", "returns", "critic_mask", "positive", *own_prompts}
     assert set(declared_keys(SPPOTrainer)) == {"values", "critic_prompts", "critic_targets"}
     assert declared_keys(GenACTrainer) == {"readings": "[B]"}
 
