@@ -3,6 +3,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,8 @@ def test_static_tools_find_every_name_where_it_is():
     ]
     stated = {alias.asname: f"trl_credit.{node.module}" for node in block.body for alias in node.names}
     assert stated == trl_credit._LAZY
+
+
+def test_the_citation_is_of_this_version():
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {trl_credit.__version__}\n" in citation
