@@ -135,6 +135,7 @@ def test_exact_values_are_those_of_counting_all_walks():
         assert table[3, start, need].item() == pytest.approx(total, abs=1e-12), (start, need)
 
 
+@pytest.mark.slow
 def test_exact_values_are_what_the_model_earns(tiny):
     task, model = tiny
     generator = torch.Generator().manual_seed(0)
@@ -150,6 +151,7 @@ def test_exact_values_are_what_the_model_earns(tiny):
         assert slope.item() == pytest.approx(1.0, abs=0.12), at
 
 
+@pytest.mark.slow
 def test_exact_values_are_the_means_of_continuations(tiny):
     task, model = tiny
     generator = torch.Generator().manual_seed(1)
@@ -188,6 +190,7 @@ def test_another_fit_or_task_is_another_start_model():
     assert len({fit.fingerprint(task), *others}) == 1 + len(others)
 
 
+@pytest.mark.slow
 def test_a_start_model_is_the_same_when_made_again(tmp_path, cache):
     _, first, _ = prepare("tiny", 0, cache)
     _, again, _ = prepare("tiny", 0, tmp_path)
@@ -199,6 +202,7 @@ def test_a_start_model_is_the_same_when_made_again(tmp_path, cache):
 
 
 @pytest.mark.parametrize("trainer", ARMS)
+@pytest.mark.slow
 def test_every_arm_trains_and_counts_its_tokens(trainer, cache):
     settings = {"learning_rate": 1e-3}
     if trainer == "vapo":
@@ -266,6 +270,7 @@ def test_an_untrusted_probe_critic_is_the_batch_mean(cache):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_the_oracle_soon_solves_the_task(cache):
     cell = Cell("a", "oracle", "tiny", 0, 0, 6000, {"learning_rate": 1e-3}, evaluate_every=100, evaluation_prompts=512)
     rows = cell.run(cache).to_pylist()
@@ -312,6 +317,7 @@ def test_a_grid_with_a_slip_of_the_pen_is_refused(wrong, said, tmp_path):
         read_grid(tmp_path / "grid.yaml")
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_run_again(tmp_path, cache):
     (tmp_path / "grid.yaml").write_text(GRID)
     cells = read_grid(tmp_path / "grid.yaml")
@@ -388,6 +394,7 @@ def test_noise_scale_of_gaussian_gradients_is_trace_over_squared_mean():
     assert moments.noise_scale(4) == pytest.approx(50 / 0.25, rel=0.05)
 
 
+@pytest.mark.slow
 def test_exact_credit_has_less_noise_than_a_baseline(cache):
     measured = measure_noise("tiny", 0, 1024, cache)
     noise, correlation = measured["noise_scale"], measured["correlation"]

@@ -210,6 +210,7 @@ def figures(report):
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.slow
 def test_every_figure_has_its_closed_form_in_its_interval(reports, name):
     """As far as intervals of 95 % do: of about 120 figures nine tenths, and the others not far from it."""
     known, covered, seen = closed_form(FAULTS[name]), [], set()

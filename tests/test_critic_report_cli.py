@@ -96,6 +96,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
+@pytest.mark.slow
 def test_it_samples_once_measures_and_writes(folder, generate_calls, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     critics = (folder / HOSTILE, f"prompt:{folder / HOSTILE}", "constant:0.5", "constant", "leave_one_out")

@@ -119,6 +119,7 @@ def test_the_critic_reads_its_prompt_and_then_the_completion(model_dir, tmp_path
     torch.testing.assert_close(values[-1, : len(completion) + 1], by_hand, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_what_it_was_asked(model_dir, tmp_path):
     """With only the secret to tell completions apart, it comes to know their rewards."""
 

@@ -141,6 +141,7 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("trainer", ["grpo-lambda", "grpo"])
+@pytest.mark.slow
 def test_from_nothing_to_table_picture_and_checkpoint(tmp_path, small, capsys, trainer):
     argv = ["--steps", "2", "--problems", "32", "--trainer", trainer, "--output_dir", str(tmp_path)]
     assert trl_credit.toy.main(argv) == 0

@@ -101,6 +101,7 @@ def test_quantiles_of_students_t():
 
 
 @pytest.mark.parametrize("within", [False, True])
+@pytest.mark.slow
 def test_the_correlation_of_the_true_advantages_is_1_however_few_the_continuations(within):
     """Left uncorrected for what neighbours share, it is 4 to 9 % low within completions."""
     rollouts = walks(np.random.default_rng(0), prompts=1000, continuations=8)
@@ -113,6 +114,7 @@ def test_the_correlation_of_the_true_advantages_is_1_however_few_the_continuatio
 # --- The weight of the critic as a baseline
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_critic_does_not_depend_on_the_size_of_the_groups():
     """By the group that was drawn, it is 0.90 for 2 and 0.47 for 16."""
     rng = np.random.default_rng(0)

@@ -50,6 +50,7 @@ def whole(request, model_dir, critic, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.slow
 def test_it_goes_on_to_the_bit_from_any_step_of_a_rollout(step, whole, model_dir, critic, tmp_path):
     kind, unbroken, expected = whole
     checkpoint = f"{unbroken.args.output_dir}/checkpoint-{step}"

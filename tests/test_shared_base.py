@@ -176,6 +176,7 @@ def test_both_trajectories_are_those_of_a_run_with_a_separate_lora_critic(name, 
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.slow
 def test_what_is_trained_moves_and_the_base_stays_to_the_bit(name, runs):
     trainer, _ = runs(name)
     for network in ("model", "critic"):

@@ -143,6 +143,7 @@ ONE_EACH = {
         ("batches of 3 in evaluation", True),
     ],
 )
+@pytest.mark.slow
 def test_one_completion_a_prompt_works_with(name, streamed, model_dir, critic, tmp_path):
     train = Dataset.from_dict({"prompt": 2 * CONVERSATIONS})
     held_out = train.select(range(4))

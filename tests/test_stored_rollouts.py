@@ -340,6 +340,7 @@ def test_held_out_numbers_are_those_of_all_rollouts_together(model_dir, tmp_path
 
 
 @pytest.mark.parametrize("kill_at", [1, 4, 8])
+@pytest.mark.slow
 def test_killed_in_a_pass_and_resumed_is_never_killed_to_the_bit(kill_at, model_dir, tmp_path):
     settings = {**SAMPLED, "save_strategy": "steps", "save_steps": 1, "max_steps": 2, "optim": "adamw_torch"}
     settings |= {"critic_lr_scheduler_type": "linear", "critic_pretraining_patience": None}

@@ -148,6 +148,7 @@ def weights_after(trainer):
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
 @pytest.mark.parametrize("region", ["dis", "dppo_kl"])
+@pytest.mark.slow
 def test_on_policy_it_is_the_clipped_loss_of_every_loss_type(loss_type, region, model_dir, tmp_path):
     settings = {"rollout": None, "loss_type": loss_type, "max_steps": 2, "gradient_accumulation_steps": 2, "beta": 0.1}
     clipped = weights_after(make_trainer(model_dir, tmp_path / "clip", **settings))

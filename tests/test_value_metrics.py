@@ -83,6 +83,7 @@ def test_a_critic_that_is_given_the_true_values_gets_what_they_can_explain(tmp_p
     assert logged == pytest.approx(0.34, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_rollout_is_explained_before_the_critic_is_trained_on_it(tmp_path):
     kept, logged = pretrained(Keeping, tmp_path, steps=3)
     assert logged == pytest.approx([within_prompts(rollout) for rollout in kept], abs=1e-5)

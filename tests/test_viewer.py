@@ -241,6 +241,7 @@ def unpacked(page: Path) -> tuple[dict, list[dict]]:
     return data, found
 
 
+@pytest.mark.slow
 def test_64_completions_of_4_000_tokens_fit_and_are_exact_to_what_is_shown(tmp_path):
     rng = np.random.default_rng(0)
     vocabulary = [f" token{i}" for i in range(20_000)]

@@ -153,6 +153,7 @@ def test_nothing_is_sampled_after_the_end_and_no_continuation_outgrows_the_compl
         assert all(ids[-1] == end or len(ids) == trainer.args.max_completion_length for ids in completions)
 
 
+@pytest.mark.slow
 def test_values_are_the_probabilities_of_success_within_the_error_of_the_samples(tmp_path):
     """On a policy whose values can be computed: at the prompt and after two letters."""
     model_dir = chain_policy_dir(tmp_path / "model")
