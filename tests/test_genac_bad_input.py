@@ -122,7 +122,7 @@ def test_a_failed_answer_has_the_value_of_the_state_before_it_or_else_the_runnin
     model_dir, tmp_path
 ):
     critic = fit_critic(tmp_path / "critic", unparsed=0.6)
-    trainer = make_trainer(model_dir, tmp_path, critic=critic, max_steps=4)
+    trainer = make_trainer(model_dir, tmp_path, critic=critic, max_steps=4, critic_baseline="none")
     trainer.train()
     mean = weight = failed = carried = 0.0
     for rollout, rewards in zip(trainer.rollouts_seen, trainer.rewards_seen, strict=True):

@@ -46,9 +46,9 @@ class GenACConfig(CriticConfig):
             Maximum length of the critic's answer, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):
             Temperature at which the critic's answers are sampled and their log-probabilities computed.
-        critic_baseline (`str`, *optional*, defaults to `"none"`):
-            Baseline subtracted from the critic's rewards in its loss: `"none"`, as in the paper; `"leave_one_out"`, the
-            mean reward of all other answers of the rollout.
+        critic_baseline (`str`, *optional*, defaults to `"leave_one_out"`):
+            Baseline subtracted from the critic's rewards in its loss: `"leave_one_out"`, the mean reward of all other
+            answers of the rollout; `"none"`, as in the paper.
         actor_description (`str`, *optional*):
             What the critic is told about the model that writes the completions. Default: that it is a language model,
             and how many parameters it has.
@@ -117,7 +117,7 @@ class GenACConfig(CriticConfig):
     critic_template: str | None = None
     critic_max_completion_length: int = field(default=1024, metadata=at_least(1))
     critic_temperature: float = field(default=1.0, metadata=above(0))
-    critic_baseline: str = field(default="none", metadata=one_of("none", "leave_one_out"))
+    critic_baseline: str = field(default="leave_one_out", metadata=one_of("none", "leave_one_out"))
     actor_description: str | None = None
     hint_momentum: float | None = field(default=0.9, metadata=between(0, 1, open_end=True))
     segment_min_length: int = field(default=40, metadata=at_least(1))
