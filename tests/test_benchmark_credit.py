@@ -261,6 +261,7 @@ def test_the_probe_critic_of_the_package_is_asked_between_the_tasks_segments_at_
     assert 0 <= metrics["critic/trust"] <= 1
 
 
+@pytest.mark.slow
 def test_an_untrusted_probe_critic_is_the_batch_mean(cache):
     weights = []
     for trainer, own in (("batch_mean", {}), ("probe", {"critic_trust": 0.0})):
@@ -354,6 +355,7 @@ def test_probability_of_improvement_is_the_share_of_pairs():
     assert statistics.probability_of_improvement(two_tasks, np.array([[0, 1], [0, 1]])) == 0.5
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_holds_the_mean_nearly_95_times_in_100():
     random = np.random.default_rng(0)
     held = 0

@@ -78,6 +78,7 @@ def test_the_baseline_without_a_critic_is_the_mean_of_the_batch():
     assert rollout["kept"] == 1
 
 
+@pytest.mark.slow
 def test_every_method_runs_on_as_many_completions_and_once(tmp_path, monkeypatch):
     start = tmp_path / "start"
     fit_and_save(TinyModelSettings(hidden_size=32, layers=1, heads=2, steps=2, batch_size=4), start)

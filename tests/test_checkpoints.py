@@ -121,6 +121,7 @@ class LittleRoom(VAPOTrainer):
 
 # No room for the critic's optimizer, for weights, for the manifest's list of files.
 @pytest.mark.parametrize("room", [100_000, 20_000, 1_000])
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_an_error_that_says_so(room, model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(LittleRoom, "room", room, raising=False)
     trainer = make_trainer(model_dir, tmp_path, max_steps=2, **{**SAVING, "trainer": LittleRoom})

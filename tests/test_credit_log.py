@@ -203,6 +203,7 @@ def test_a_rollout_that_covers_several_steps_is_written_when_one_of_them_is_due(
     assert len(trainer.rollouts_seen) == 4
 
 
+@pytest.mark.slow
 def test_a_run_with_a_log_is_the_run_without_to_the_bit(model_dir, tmp_path):
     histories = []
     for name, log in (("with", LOGGED), ("without", {})):

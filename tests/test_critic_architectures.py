@@ -68,6 +68,7 @@ def test_the_card_says_how_it_is_loaded(model_dir, tmp_path):
     assert names["values"].shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes(model_dir, tmp_path):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "critic_learning_rate": 1e-2}
     trainer = make_trainer(model_dir, tmp_path, **settings)

@@ -221,6 +221,7 @@ def test_a_checkpoint_of_0_2_0_and_a_model_that_is_no_critic_have_no_facts(model
 # --- The callback
 
 
+@pytest.mark.slow
 def test_the_callback_measures_a_critic_that_writes_and_changes_nothing(model_dir, critics, tmp_path):
     rows = [{"prompt": prompt} for prompt in vapo_runs.PROMPTS[:2]]
     settings = ProbeSettings(completions=1, continuations=2, candidates=0, max_completion_length=8)

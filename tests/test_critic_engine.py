@@ -202,6 +202,7 @@ def test_a_critic_of_prompts_starts_there_in_units_of_the_reward(settings, rewar
 
 
 @pytest.mark.parametrize("source", ["own", "policys"])
+@pytest.mark.slow
 def test_a_critic_in_bfloat16_moves_the_weights_that_one_in_float32_moves(source, model_dir, tmp_path):
     def moved(dtype):
         settings = {"critic_learning_rate": 1e-5, "critic_head_learning_rate": 1e-2, "max_steps": 5, "seed": 1}
@@ -260,6 +261,7 @@ def test_a_critic_in_bfloat16_is_saved_as_it_is_trained_and_resumes_to_the_bit(m
 
 
 @pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.slow
 def test_the_best_policy_is_loaded_with_the_critic_of_its_step(lora, model_dir, tmp_path):
     settings = {"critic_peft_config": {"r": 2, "target_modules": "all-linear"}} if lora else {}
     trainer = make_trainer(model_dir, tmp_path, trainer=BestFirst, **BEST_AT_END, **settings)

@@ -30,6 +30,7 @@ def test_the_learning_rate_warms_up_and_falls_over_pretraining_and_training(mode
     assert rates(trainer) == pytest.approx([0, 0.5e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
+@pytest.mark.slow
 def test_a_resumed_critic_goes_on_with_its_updates_its_schedule_and_its_optimizer(model_dir, tmp_path):
     def trainer():
         saving = {"save_strategy": "steps", "save_steps": 1}

@@ -161,6 +161,7 @@ def test_it_is_a_command(folder):
         (["constant"], {"prompts": 0}, "--prompts must be at least 1, got 0"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input(folder, capsys, monkeypatch, critics, changes, message):
     monkeypatch.chdir(folder)
     if not (folder / "out/probes/probes.json").exists():

@@ -118,6 +118,7 @@ def test_stop_tokens_are_read_by_both_names():
 # --- Tools
 
 
+@pytest.mark.slow
 def test_a_tool_whose_answer_fits_exactly_leaves_no_room_and_one_that_does_not_fit_is_left_out(tmp_path):
     template = (importlib.resources.files("trl") / "chat_templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
     model_dir = str(tiny_model_dir(tmp_path, chat_template=template, max_position_embeddings=2048))

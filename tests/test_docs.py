@@ -164,6 +164,7 @@ def logged_metrics(model_dir, output_dir, **settings) -> set[str]:
     return {re.sub(r"^rewards/letters/", "rewards/<function>/", name) for entry in steps for name in entry} - {"step"}
 
 
+@pytest.mark.slow
 def test_every_logged_metric_is_explained_and_every_explained_one_is_logged(model_dir, tmp_path):
     moe = str(tiny_model_dir(tmp_path / "moe", "qwen3_moe"))
     logged = (

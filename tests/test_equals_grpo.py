@@ -75,6 +75,7 @@ def test_no_trace_and_no_clamp_is_grpo_bit_for_bit(model_dir, tmp_path, num_iter
     ],
     ids=lambda settings: ",".join(f"{k}={v}" for k, v in settings.items()),
 )
+@pytest.mark.slow
 def test_no_trace_is_grpo_whatever_the_other_options_say(model_dir, tmp_path, settings):
     check_bit_for_bit(model_dir, tmp_path, settings)
 

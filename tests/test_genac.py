@@ -94,6 +94,7 @@ def test_steps_are_the_papers(name, model_dir, critic_dir, tmp_path):
             torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=1e-5, msg=parameter_name)
 
 
+@pytest.mark.slow
 def test_pretraining_ends_when_the_error_on_the_evaluation_data_no_longer_falls(model_dir, critic_dir, tmp_path):
     """With a learning rate of 0 it never does: the third evaluation is the second that is not below the first."""
     trainer = make_trainer(

@@ -84,6 +84,7 @@ def start_of(network):
     return {name: p.clone() for name, p in network.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_a_completion_of_4096_tokens_without_a_delimiter_is_cut_and_every_token_has_its_credit(
     model_dir, critic_dir, tmp_path
 ):
@@ -118,6 +119,7 @@ def test_a_critic_that_never_parses_is_counted_and_learns_nothing_and_the_actor_
     assert_nothing_is_nan(trainer)
 
 
+@pytest.mark.slow
 def test_a_failed_answer_has_the_value_of_the_state_before_it_or_else_the_running_mean_and_is_not_dropped(
     model_dir, tmp_path
 ):

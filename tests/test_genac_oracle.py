@@ -95,6 +95,7 @@ NO_COMPLETION = [
     [500, 502, 503, 504, 429, 408, 409, busy, hangs_up, cuts_short, *map(sends, NO_COMPLETION)],
     ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )
+@pytest.mark.slow
 def test_what_may_pass_is_asked_again(journal, fault):
     with serving(shout, faults=[None, fault, None, fault, fault]) as server:
         ask(server, journal)
@@ -103,6 +104,7 @@ def test_what_may_pass_is_asked_again(journal, fault):
     assert sum(server.asked.values()) == 15  # three faults
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_asked_again(journal):
     with serving(shout, faults=[None, hangs(2.0), None, hangs(2.0)]) as server:
         ask(server, journal, timeout=0.5, retries=8)
@@ -135,6 +137,7 @@ def test_when_the_server_goes_down_what_it_answered_is_kept_and_the_rest_asked_l
     assert server.answered == dict.fromkeys(EXPECTED, 1)
 
 
+@pytest.mark.slow
 def test_answers_under_way_when_another_fails_are_kept(journal):
     def reply(content):
         time.sleep(0.3)

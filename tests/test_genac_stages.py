@@ -163,6 +163,7 @@ def test_a_run_that_is_killed_while_sampling_goes_on_with_the_same_solutions(mod
         collector(model_dir, tmp_path / "parts", temperature=0.5, **settings).train()
 
 
+@pytest.mark.slow
 def test_a_run_whose_endpoint_went_down_goes_on_and_asks_nothing_twice(model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("ORACLE_KEY", "secret")
 

@@ -52,6 +52,7 @@ def test_a_state_without_a_score_has_no_value():
     assert critic.parse_rate == 0.5
 
 
+@pytest.mark.slow
 def test_a_real_critic_that_says_nothing_of_use_is_measured_and_measured_alike(tmp_path):
     from trl_credit.critic_report import evaluate_critic
 

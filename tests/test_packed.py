@@ -88,6 +88,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.slow
 def test_every_form_has_the_log_probabilities_and_gradients_of_separate_texts(arch):
     model = tiny_model(arch, max_position_embeddings=256)
     refuse_unpackable(model)

@@ -77,6 +77,7 @@ def test_a_column_that_is_not_there_and_a_prompt_without_a_user_are_refused_by_n
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, CHATS], ids=["text", "conversation"])
+@pytest.mark.slow
 def test_the_policy_does_not_notice(prompts, model_dir, tmp_path):
     """Its tokens, log-probabilities and rewards are those of a run without, bit for bit, while the critic's differ."""
     settings = {"learning_rate": 0.0, "max_steps": 4, "critic_learning_rate": 0.1, "prompts": prompts}

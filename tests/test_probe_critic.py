@@ -194,6 +194,7 @@ def test_critic_learns_chances_and_earns_trust(hidden):
     assert critic.trust > 0.85
 
 
+@pytest.mark.slow
 def test_critic_that_can_know_nothing_earns_none():
     trusts = []
     for seed in range(5):

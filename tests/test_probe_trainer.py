@@ -354,6 +354,7 @@ def settings_of_a_resumed_run():
     return {"num_iterations": 2, "save_strategy": "steps", "save_steps": 1, "max_steps": 5, "optim": "adamw_torch"}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
     settings = {**settings_of_a_resumed_run(), "rollout": None, "num_generations": 2}
     whole = probe_trainer(model_dir, tmp_path / "whole", **settings)

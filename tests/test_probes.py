@@ -38,6 +38,7 @@ def policy(policy_dir):
     return policy
 
 
+@pytest.mark.slow
 def test_continuations_have_the_value_that_the_chain_has(policy, tmp_path):
     settings = ProbeSettings(**{**SETTINGS, "continuations": 200})
     probes = draw_probes(tmp_path, policy, PROMPTS, no_x, settings)

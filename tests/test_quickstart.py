@@ -165,6 +165,7 @@ def test_from_nothing_to_table_picture_and_checkpoint(tmp_path, small, capsys, t
     assert small.folder(tmp_path).stat().st_mtime_ns == fitted
 
 
+@pytest.mark.slow
 def test_time_limit_ends_the_training(tmp_path, small, capsys):
     argv = ["--steps", "500", "--problems", "4", "--minutes", "0.001", "--output_dir", str(tmp_path)]
     assert trl_credit.toy.main(argv) == 0
@@ -185,6 +186,7 @@ def test_chat_model_of_ones_own(tmp_path, capsys):
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
 
 
+@pytest.mark.slow
 def test_libraries_talk_again_after_the_run(small, tmp_path):
     before = (logging.root.manager.disable, datasets.are_progress_bars_disabled(), list(warnings.filters))
     trl_credit.toy.main(["--steps", "1", "--problems", "4", "--output_dir", str(tmp_path)])

@@ -100,6 +100,7 @@ def test_a_reward_of_one_function_is_kept_where_another_gives_none(tmp_path):
     assert score([{"prompt": "a"}, {"prompt": "b"}], ids, tiny_tokenizer()) == pytest.approx([0.4, 0.2])
 
 
+@pytest.mark.slow
 def test_8_000_rollouts_are_put_together_in_a_moment(tmp_path):
     rows = [{"prompt": LETTERS[i % 6]} for i in range(4000)]
     settings = ProbeSettings(completions=2, continuations=2, cuts="5", candidates=2, max_completion_length=LENGTH)

@@ -42,6 +42,7 @@ def covered(truth: float, figures) -> float:
 
 
 @pytest.mark.parametrize("lam", [0, 1])
+@pytest.mark.slow
 def test_no_signal_is_found_where_there_is_none(lam):
     """At the report's default size; the credit is noise, at λ = 0 of a token alone, at λ = 1 of all of them."""
     figures = []
@@ -73,6 +74,7 @@ def test_signal_is_the_truths_share_of_the_variance_where_credit_is_truth_and_no
 
 @pytest.mark.parametrize("within", [False, True])
 @pytest.mark.parametrize("critic", ["noisy", "of the prompt"])
+@pytest.mark.slow
 def test_intervals_of_explained_variance_hold_the_truth_with_32_prompts(critic, within):
     def explained(prompts, seed, continuations):
         rng = np.random.default_rng(seed)

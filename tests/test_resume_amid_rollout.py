@@ -68,6 +68,7 @@ def test_only_a_checkpoint_between_two_steps_of_a_rollout_holds_one(whole):
 
 
 @pytest.mark.parametrize("change", ["no rollout", "other parts"])
+@pytest.mark.slow
 def test_a_rollout_that_cannot_be_gone_on_with_is_generated_anew_and_that_is_said(
     change, model_dir, critic, tmp_path, caplog
 ):

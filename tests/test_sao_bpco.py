@@ -58,6 +58,7 @@ def trained(trainer_class, config, model_dir, folder, **settings):
 
 
 @pytest.mark.parametrize(("trainer_class", "config"), [(SAOTrainer, SAOConfig), (BPCOTrainer, BPCOConfig)])
+@pytest.mark.slow
 def test_a_run_is_vapos_with_these_parts_bit_for_bit(trainer_class, config, model_dir, tmp_path):
     settings = {"critic_prompt_template": "{prompt} ({solution})"} if config is BPCOConfig else {}
     ours = trained(trainer_class, config, model_dir, tmp_path / "own", **settings)

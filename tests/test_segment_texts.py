@@ -46,6 +46,7 @@ def test_the_texts_of_32k_tokens_take_no_time(name):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.slow
 def test_cutting_32k_tokens_takes_a_few_times_as_long_as_reading_their_text(name):
     tokenizer, rng = TOKENIZERS[name](), random.Random(0)
     ids = tokenizer("".join(rng.choice("ab so\n.é") for _ in range(32_000)))["input_ids"][:32_000]

@@ -251,6 +251,7 @@ def test_a_saved_critic_loads_with_peft_and_as_the_start_of_either_kind_of_run(r
     assert trained(later[2]).keys() == trained(trainer.critic).keys()
 
 
+@pytest.mark.slow
 def test_it_adds_less_than_15_percent_to_the_weights_gradients_and_optimizer_of_a_lora_run(tmp_path):
     """Where adapters are small beside the base, as they are: here 2 % of it."""
     path = tiny_model_dir(tmp_path, hidden=128, layers=2)

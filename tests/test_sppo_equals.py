@@ -64,6 +64,7 @@ def test_a_critic_that_does_not_move_is_a_constant_baseline(model_dir, tmp_path)
 
 
 @pytest.mark.parametrize("reward", [share_of_even, unscored_now_and_then], ids=["all scored", "some not"])
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_number_of_micro_batches(reward, model_dir, critic, tmp_path):
     def run(folder, **settings):
         shared = {"critic": critic, "num_generations": 2, "max_steps": 2, "reward": reward}

@@ -72,6 +72,7 @@ class Killed(RuntimeError):
 
 
 @pytest.mark.parametrize("make_trainer", [vapo, sppo])
+@pytest.mark.slow
 def test_rollouts_are_written_once_and_whoever_reads_them_generates_nothing(make_trainer, model_dir, tmp_path):
     writer = make_trainer(model_dir, tmp_path / "a", tmp_path / "rollouts")
     done = writer.pretrain_critic()
@@ -110,6 +111,7 @@ def now_and_then(completion_ids, **kwargs):
     [{"reward": [vapo_runs.even_tokens, now_and_then], "reward_weights": [0.5, 2.0]}, {"reward": now_and_then}],
     ids=["token rewards", "unscored"],
 )
+@pytest.mark.slow
 def test_what_is_read_is_what_was_generated(settings, model_dir, tmp_path):
     """Tool tokens, rewards per token, completions without a reward, and the functions that say what is right."""
     still = {**SETTINGS, "critic_learning_rate": 0.0, "critic_head_learning_rate": 0.0, "critic_initial_value": 0.25}
@@ -136,6 +138,7 @@ def test_what_is_read_is_what_was_generated(settings, model_dir, tmp_path):
     assert len(stored.rollouts_seen) == 8
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_no_rollout_and_the_next_one_writes_the_rest_as_it_would_have(model_dir, tmp_path):
     (whole := vapo(model_dir, tmp_path / "a", tmp_path / "whole", **SAMPLED)).pretrain_critic()
     killed = vapo(model_dir, tmp_path / "b", tmp_path / "parts", **SAMPLED)
@@ -161,6 +164,7 @@ def test_a_killed_run_loses_no_rollout_and_the_next_one_writes_the_rest_as_it_wo
     assert torch.equal(weights(whole.critic), weights(resumed.critic))
 
 
+@pytest.mark.slow
 def test_the_folder_grows_when_more_are_asked_for_and_the_first_are_enough_for_less(model_dir, tmp_path):
     vapo(model_dir, tmp_path / "a", tmp_path / "rollouts", critic_pretraining_steps=2).pretrain_critic()
     first = {file.name: file.read_bytes() for file in (tmp_path / "rollouts").glob("*.arrow")}
@@ -294,6 +298,7 @@ def test_each_pass_reads_every_completion_once_in_an_order_of_its_own_and_nothin
     assert len(held_out) == 2 and not held_out & set(passes[0])
 
 
+@pytest.mark.slow
 def test_the_critic_with_the_lowest_held_out_error_is_kept(model_dir, tmp_path, written):
     wild = {"critic_learning_rate": 0.3, "critic_head_learning_rate": 0.3, "critic_pretraining_epochs": 5}
     trainer = vapo(model_dir, tmp_path / "a", written, critic_pretraining_patience=None, **wild)
@@ -364,6 +369,7 @@ def test_killed_in_a_pass_and_resumed_is_never_killed_to_the_bit(kill_at, model_
     assert resumed.engine.learning_rates == whole.engine.learning_rates == {"learning_rate": 0.0}
 
 
+@pytest.mark.slow
 def test_the_policy_goes_on_as_if_its_rollouts_had_always_been_there(model_dir, tmp_path):
     settings = {**SAMPLED, "max_steps": 2}
     (writer := vapo(model_dir, tmp_path / "a", tmp_path / "rollouts", **settings)).train()

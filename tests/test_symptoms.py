@@ -53,6 +53,7 @@ def length(completion_ids, **kwargs):
 LEARNS = {"length_adaptive_alpha": 1.5, "num_generations": 2, "critic_learning_rate": 1e-2, "max_steps": 8}
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_is_not_warned_of(model_dir, tmp_path, warnings):
     make_trainer(model_dir, tmp_path, reward=length, critic_pretraining_steps=60, **LEARNS).train()
     assert warnings() == {}
@@ -83,6 +84,7 @@ def test_a_lambda_that_was_set_to_0_is_meant(model_dir, tmp_path, warnings):
 
 
 @pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.slow
 def test_a_gradient_of_exactly_0(learns, model_dir, tmp_path, warnings):
     """Rewards that are all the same, in a method that compares them."""
     settings = {name: value for name, value in SETTINGS.items() if not name.startswith("critic")}

@@ -346,6 +346,7 @@ def test_truncated_completions_can_be_left_out(model_dir, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"beta": 0.04, "num_iterations": 2}], ids=str)
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(model_dir, tmp_path, settings):
     runs = [train(model_dir, tmp_path, gradient_checkpointing=value, **settings) for value in (True, False)]
     for on, off in zip(*map(history, runs), strict=True):
@@ -354,6 +355,7 @@ def test_gradient_checkpointing_changes_nothing(model_dir, tmp_path, settings):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_uninterrupted_one(model_dir, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "beta": 0.04, "trace_style": "both"}
     whole = train(model_dir, tmp_path, **settings)

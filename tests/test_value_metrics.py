@@ -76,6 +76,7 @@ def within_prompts(rollout) -> float:
     return 1 - error / spread
 
 
+@pytest.mark.slow
 def test_a_critic_that_is_given_the_true_values_gets_what_they_can_explain(tmp_path):
     (rollout,), (logged,) = pretrained(Knowing, tmp_path, steps=1)
     assert logged == pytest.approx(within_prompts(rollout), abs=1e-5)

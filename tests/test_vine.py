@@ -223,6 +223,7 @@ def test_evaluations_are_the_same_and_training_goes_on_as_if_there_were_none(mod
         assert entry["loss"] == pytest.approx(other["loss"], abs=1e-6)  # rows are shuffled by the run's numbers
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "adamw_torch"}
     whole = make_trainer(model_dir, tmp_path, **settings)
