@@ -22,12 +22,17 @@ def write_manifest(folder: Path) -> None:
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): _hash(path, flush=True) for path in paths}
-    partial = folder / f"{MANIFEST}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump({"sha256": hashes}, file, indent=2)
+    write_whole(folder / MANIFEST, json.dumps({"sha256": hashes}, indent=2).encode())
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write bytes to a file, all of them or none."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / MANIFEST)
+    partial.replace(path)
 
 
 def differences(folder: Path) -> list[str]:

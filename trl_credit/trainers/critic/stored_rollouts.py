@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -14,10 +13,9 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from ...critics.facts import fingerprint
-from ...saved import read_json, reading
+from ...saved import MANIFEST, read_json, reading, write_whole
 
 
-MANIFEST = "manifest.json"
 _SCHEMA = pa.schema(
     [
         ("row", pa.string()),
@@ -88,12 +86,12 @@ class StoredRollouts:
         """Add a rollout, all of it or nothing. Only one process may call this."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / MANIFEST).is_file():
-            _write_whole(self.folder / MANIFEST, f"{json.dumps(self.manifest, indent=2)}\n".encode())
+            write_whole(self.folder / MANIFEST, f"{json.dumps(self.manifest, indent=2)}\n".encode())
         stream = pa.BufferOutputStream()
         table = pa.Table.from_pylist(samples, schema=_SCHEMA)
         with pa.ipc.new_stream(stream, _SCHEMA) as writer:
             writer.write_table(table)
-        _write_whole(self._file(len(self)), stream.getvalue())
+        write_whole(self._file(len(self)), stream.getvalue())
 
     def read(self, completions: int) -> Dataset:
         """The first completions, in memory only when they are asked for."""
@@ -236,12 +234,3 @@ def _differences(stored: dict[str, Any], now: dict[str, Any]) -> str:
         for name in dict.fromkeys([*stored, *now])
         if stored.get(name) != now.get(name)
     )
-
-
-def _write_whole(path: Path, content) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
