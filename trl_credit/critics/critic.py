@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 
@@ -63,6 +64,26 @@ class LocalRunner:
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """The tensor itself."""
         return x
+
+
+class AcceleratedRunner:
+    """The processes of a run, for what runs a network on them. Subclasses have the network, and evaluate it."""
+
+    accelerator: Accelerator
+
+    @property
+    def num_processes(self) -> int:
+        """See [`Runner`]."""
+        return self.accelerator.num_processes
+
+    @property
+    def process_index(self) -> int:
+        """See [`Runner`]."""
+        return self.accelerator.process_index
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor of all processes, of one shape on each, along its first dimension."""
+        return self.accelerator.gather(x)  # type: ignore[return-value]
 
 
 class Critic:

@@ -73,6 +73,7 @@ def refuse_other_vocabulary(network: Any, source: Any, policy: Any, tokenizer) -
 
 
 def has_other_vocabulary(path: str, tokenizer) -> bool:
+    """Whether the tokenizer that was saved with a critic knows other tokens; `False` if there is none."""
     try:
         own = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):  # none was saved with it

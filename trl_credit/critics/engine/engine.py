@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import CONFIG_NAME
 
 from ...saved import reading
+from ..critic import AcceleratedRunner
 from .backends import STATE_FILE, make_backend
 
 
@@ -69,7 +70,7 @@ class CriticOptimization:
     gradient_checkpointing_kwargs: dict | None = field(default_factory=lambda: {"use_reentrant": False})
 
 
-class CriticEngine:
+class CriticEngine(AcceleratedRunner):
     """
     Trains a network beside the policy, on the same processes and with the same kind of sharding.
 
@@ -152,18 +153,6 @@ class CriticEngine:
     def fill(self, parameter: str, value: float) -> None:
         """Set all of a parameter to a number. Every process must call this."""
         self.backend.fill(self.network.get_parameter(parameter), value)
-
-    @property
-    def num_processes(self) -> int:
-        return self.accelerator.num_processes
-
-    @property
-    def process_index(self) -> int:
-        return self.accelerator.process_index
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """A tensor of all processes, of one shape on each, along its first dimension."""
-        return self.accelerator.gather(x)
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:

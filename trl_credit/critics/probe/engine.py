@@ -11,6 +11,7 @@ from torch import nn
 from ...credit.running_mean import RunningMean
 from ...credit.trust import trust_sums
 from ...saved import fitting, read_tensors
+from ..critic import AcceleratedRunner
 from .learner import ProbeLearner
 from .network import ProbeNetwork
 
@@ -20,7 +21,7 @@ STATE_FILE = "probe_state.pt"
 _ENOUGH_ENTROPIES = 1_000_000
 
 
-class ProbeEngine:
+class ProbeEngine(AcceleratedRunner):
     """
     A probe critic in a run, with the part of [`~trl_credit.critics.engine.CriticEngine`]'s interface that makes sense
     for it: nothing is wrapped or split, and all processes learn from the states of all.
@@ -54,18 +55,6 @@ class ProbeEngine:
     def trust(self) -> float:
         """See [`~trl_credit.critics.probe.learner.ProbeLearner`]."""
         return self.learner.trust
-
-    @property
-    def num_processes(self) -> int:
-        return self.accelerator.num_processes
-
-    @property
-    def process_index(self) -> int:
-        return self.accelerator.process_index
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """A tensor of all processes, of one shape on each, along its first dimension."""
-        return self.accelerator.gather(x)
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
