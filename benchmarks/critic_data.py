@@ -26,7 +26,7 @@ from critic_rates import (
 )
 from transformers import AutoModelForCausalLM
 
-from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.toy.tiny_model import TinyModelSettings, fitted, load
 from trl_credit.trainers.critic.critic_trainer import HIGHEST_RATE
 
 
@@ -78,10 +78,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("docs/results/critic_data"), help="writes .json and .md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tiny = TinyModelSettings()
-    policy = tiny.folder(args.models)
-    if not policy.exists():
-        fit_and_save(tiny, policy)
+    policy = fitted(TinyModelSettings(), args.models)
     file = args.output.with_suffix(".json")
     stored = json.loads(file.read_text()) if file.exists() else {"fits": {}}
 

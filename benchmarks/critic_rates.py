@@ -42,7 +42,7 @@ from trl_credit.critics.fresh_head import trained_head
 from trl_credit.critics.token import make_token_critic, read_values
 from trl_credit.toy.scoring import complete
 from trl_credit.toy.task import ChainTask
-from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.toy.tiny_model import TinyModelSettings, fitted, load
 
 
 GENERATIONS = 8
@@ -371,10 +371,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/critic_rates"), help="without its ending")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tiny = TinyModelSettings()
-    policy = tiny.folder(args.models)
-    if not policy.exists():
-        fit_and_save(tiny, policy)
+    policy = fitted(TinyModelSettings(), args.models)
     file = args.output.with_suffix(".json")
     stored = json.loads(file.read_text()) if file.exists() else {"rates": {}, "ceilings": {}, "vapo": {}}
 

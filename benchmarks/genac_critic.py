@@ -35,7 +35,7 @@ from trl_credit.toy.chain_critic import TEMPLATE, TEMPLATE_WITHOUT_HINT, save_st
 from trl_credit.toy.quickstart import TINY
 from trl_credit.toy.scoring import held_out_problems
 from trl_credit.toy.task import ChainTask
-from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.toy.tiny_model import TinyModelSettings, fitted, load
 from trl_credit.trainers.genac.traces import GenACTracesConfig, TraceCollector
 from trl_credit.trainers.genac.traces.oracle import State
 
@@ -380,10 +380,7 @@ def main():
 
     work = Path("outputs/quickstart/genac")
     work.mkdir(parents=True, exist_ok=True)
-    tiny = TinyModelSettings(terms=TINY.terms)
-    start = tiny.folder(work.parent)
-    if not start.exists():
-        fit_and_save(tiny, start)
+    start = fitted(TinyModelSettings(terms=TINY.terms), work.parent)
     held_out = held_out_problems(TASK, args.probe_problems)
     rows = [{"prompt": TASK.prompt(problem), "problem": problem} for problem in held_out]
     model, tokenizer = load(start)

@@ -23,7 +23,7 @@ from transformers import PrinterCallback
 from trl_credit import VAPOConfig, VAPOTrainer
 from trl_credit.credit.fit import explained_variance
 from trl_credit.toy.task import ChainTask
-from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load
+from trl_credit.toy.tiny_model import TinyModelSettings, fitted, load
 
 
 PROMPTS, GENERATIONS = 16, 8  # of a rollout, which is one update
@@ -127,10 +127,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/stored_rollouts"), help="without its ending")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tiny = TinyModelSettings()
-    policy = tiny.folder(args.models)
-    if not policy.exists():
-        fit_and_save(tiny, policy)
+    policy = fitted(TinyModelSettings(), args.models)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     file = args.output.with_suffix(".json")
     stored = json.loads(file.read_text()) if file.exists() else {}

@@ -116,6 +116,14 @@ def fit_and_save(
     partial.rename(folder)
 
 
+def fitted(settings: TinyModelSettings, parent: Path) -> Path:
+    """Where the fitted model is kept; it is made if it is not there yet."""
+    folder = settings.folder(parent)
+    if not folder.exists():
+        fit_and_save(settings, folder)
+    return folder
+
+
 def load(path: str | Path) -> tuple:
     """Model, in float32, and tokenizer of a folder or Hub id."""
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
