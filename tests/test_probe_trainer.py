@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from vapo_runs import make_trainer
 
-from trl_credit import GenACConfig, GenACTrainer, SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer
+from trl_credit import GenACConfig, GenACTrainer, VAPOConfig, VAPOTrainer
 from trl_credit.critics.loading import load_critic
 from trl_credit.critics.probe.critic import Question, read_with
 from trl_credit.scripts import grpo_parser
@@ -44,9 +44,18 @@ def passes(module) -> list[int]:
 class Reading(vapo_runs.Watched):
     """Keeps what the probe critic has read of each rollout."""
 
-    def learn_probe(self, rollout, targets, steps, mode):
-        self.__dict__.setdefault("asked_seen", []).append((rollout, self.critic_reader.ask(rollout), targets, steps))
-        super().learn_probe(rollout, targets, steps, mode)
+    @property
+    def of_critic(self):
+        probe = super().of_critic
+        if "asked_seen" not in self.__dict__ and self.critic_kind == "probe":
+            self.asked_seen, learn = [], probe.learn
+
+            def keep_and_learn(rollout, targets, steps, mode):
+                self.asked_seen.append((rollout, self.critic_reader.ask(rollout), targets, steps))
+                learn(rollout, targets, steps, mode)
+
+            probe.learn = keep_and_learn
+        return probe
 
 
 # --- What it reads
@@ -95,10 +104,13 @@ def test_it_costs_no_pass_of_its_own(model_dir, tmp_path):
 
 
 def test_nothing_of_a_rollout_is_kept_on_the_device_or_beyond_its_credit(model_dir, tmp_path):
-    trainer = probe_trainer(model_dir, tmp_path, probe_buffer_rollouts=2, probe_buffer_states=6, max_steps=4)
+    room = 6 * (2 * (16 + 3) + 4)  # for six states
+    trainer = probe_trainer(model_dir, tmp_path, probe_buffer_rollouts=2, probe_buffer_memory=room / 2**30, max_steps=4)
     trainer.train()
     assert trainer._reading is None and trainer.critic_reader._latest is None
-    assert len(trainer.engine.learner.buffer) <= 6
+    kept = trainer.engine.learner.buffer.state_dict()["rollouts"]
+    assert [len(targets) for _, targets in kept] == [3, 3]
+    assert sum(x.untyped_storage().nbytes() for pair in kept for x in pair) == room
 
 
 def test_states_of_any_completion_are_read_as_those_of_the_rollout(model_dir, tmp_path):
@@ -135,7 +147,7 @@ def test_boundaries_are_those_asked_for(model_dir, tmp_path):
     for kind in ("tokens", "turns", "segments", "entropy"):
         trainer = probe_trainer(model_dir, tmp_path / kind, trainer=Reading, probe_boundaries=kind)
         if kind == "segments":
-            trainer._segmenter = ends_of_threes
+            trainer.of_critic.segmenter = ends_of_threes
             trainer._critic_reader = None
         trainer.train()
         rollout, asked, _, _ = trainer.asked_seen[0]
@@ -418,11 +430,11 @@ def test_its_facts_and_its_card_say_what_it_is(saved, model_dir):
 def test_a_later_run_goes_on_with_a_saved_head_asked_the_same(saved, model_dir, tmp_path):
     _, folder = saved
     later = probe_trainer(model_dir, tmp_path, critic_model_name_or_path=str(folder))
-    assert later.has_probe and later.args.probe_layers == [0, 1]
+    assert later.critic_kind == "probe" and later.args.probe_layers == [0, 1]
     first = saved[0].critic.head[0].weight
     assert torch.equal(later.critic.head[0].weight, first)
     later.train()
-    assert later.critic_facts().updates == 64 + 32
+    assert later.of_critic.critic_facts().updates == 64 + 32
     with pytest.raises(
         ValueError, match=r"`probe_layers=\[-1\]` is asked for, but the critic .* was trained with \[0, 1\]"
     ):
@@ -446,7 +458,7 @@ def test_a_later_run_goes_on_with_a_saved_head_asked_the_same(saved, model_dir, 
         ({"gamma": 0.9}, "`gamma=0.9` cannot be had"),
         ({"truncation": "bootstrap"}, "`truncation='bootstrap'` cannot be had"),
         ({"probe_boundaries": "tokens", "probe_boundary_quantile": 0.9}, "no effect with `probe_boundaries='tokens'`"),
-        ({"probe_buffer_states": 8}, "must leave room for a state of each"),
+        ({"probe_buffer_memory": 0.0}, "`probe_buffer_memory` must be a finite number above 0, got 0.0"),
         ({"probe_layers": [9]}, "has layers 0 .* to 2; 9 is asked for"),
         ({"reward_range": [1, 0]}, "the lower one first"),
         ({"critic_trust": "some"}, "a number in \\[0, 1\\] or 'measured'"),
@@ -485,25 +497,24 @@ def test_a_segmenter_that_nobody_asks_is_refused(model_dir, tmp_path):
 def test_rewards_outside_the_range_are_refused_with_both(model_dir, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, or take another critic than",
+        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, .* \(A probe critic needs a range.\)",
     ):
         probe_trainer(model_dir, tmp_path, reward_range=[0.5, 1.0]).train()
 
 
-@pytest.mark.parametrize("trainer, config", [(SPPOTrainer, SPPOConfig), (GenACTrainer, GenACConfig)])
-def test_methods_that_ask_their_critics_otherwise_say_so(trainer, config, model_dir, saved, tmp_path):
-    for critic, message in (
-        ("probe", "`critic='probe'` is for VAPOTrainer"),
-        (saved[1], "is a probe critic .VAPO., as its"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            trainer(
-                str(model_dir),
-                vapo_runs.share_of_even,
-                config(str(tmp_path), bf16=False, use_cpu=True),
-                Dataset.from_dict({"prompt": ["a"]}),
-                critic=critic,
-            )
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_method_whose_critic_writes_says_so(is_saved, model_dir, saved, tmp_path):
+    critic, message = (
+        (saved[1], "is a probe critic, as its") if is_saved else ("probe", "for critics that give numbers")
+    )
+    with pytest.raises(ValueError, match=message):
+        GenACTrainer(
+            str(model_dir),
+            vapo_runs.share_of_even,
+            GenACConfig(str(tmp_path), bf16=False, use_cpu=True),
+            Dataset.from_dict({"prompt": ["a"]}),
+            critic=critic,
+        )
 
 
 def test_a_probe_critic_has_no_pretraining(model_dir, tmp_path):

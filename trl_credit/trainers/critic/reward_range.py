@@ -65,5 +65,5 @@ def refuse_rewards_outside(trainer: Any, rewards: torch.Tensor, reward_range: Se
     raise ValueError(
         f"The reward {everywhere[row].item():g} of completion {row} at step {trainer.state.global_step} lies outside "
         f"`reward_range={list(reward_range)}` ({parts}): a critic of bounded values needs to know the lowest and the "
-        f"highest reward. Set `reward_range` to them, or {way_out}, which takes any."
+        f"highest reward. Set `reward_range` to them, or {way_out}, which takes any. (A probe critic needs a range.)"
     )

@@ -88,11 +88,9 @@ class VAPOTrainer(ProbeTrainer):
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_probe(critic) if self.has_probe else self.make_value_model(policy, critic, peft_config)
+        return self.make_value_model(policy, critic, peft_config)
 
     def make_critic_reader(self, runner) -> Critic:
-        if self.has_probe:
-            return self.make_probe_reader(runner)
         return TokenCritic(
             runner,
             batch_size=self.args.per_device_train_batch_size,
@@ -108,12 +106,10 @@ class VAPOTrainer(ProbeTrainer):
         return self.args.reward_range
 
     def critic_settings(self) -> dict[str, Any]:
-        names = ["reward_range"] if self.has_probe else ["reward_range", "critic_prompt_template"]
-        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in names}}
+        return {name: getattr(self.args, name) for name in ("reward_range", "critic_prompt_template")}
 
     def critic_facts(self) -> CriticFacts:
-        facts = super().critic_facts()
-        return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
+        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
@@ -142,20 +138,17 @@ class VAPOTrainer(ProbeTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        critic = self.of_critic
         if self.args.reward_range is not None:
             unbounded = "`reward_range=None` with `critic_loss='mse'`"
-            way_out = f"take another critic than `'probe'` and {unbounded}" if self.has_probe else unbounded
-            refuse_rewards_outside(self, rewards, self.args.reward_range, way_out)
+            refuse_rewards_outside(self, rewards, self.args.reward_range, unbounded)
         self.start_head(rewards, mode)
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
-        # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
-        steps = mask & self.probe_starts(rollout, mode) if self.has_probe else self._time_steps(mask)
-        own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
+        steps = mask & critic.time_steps(rollout, mode)
+        own_prompts = self.critic_reader.own_prompts(self.with_prompts(rollout))
         states = self.state_values(rollout)
-        values = torch.where(mask, states[:, :-1], 0)
-        if self.args.time_step == "turn":
-            values = torch.where(mask, held(values, steps), 0)
+        values = torch.where(mask, held(states[:, :-1], steps), 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
         cut_off = self.is_cut_off(rollout)
         bootstrap = None
@@ -165,20 +158,17 @@ class VAPOTrainer(ProbeTrainer):
         gamma = self.args.gamma
 
         monte_carlo = monte_carlo_returns(earned, steps, gamma)
-        if self.has_probe:
-            self.measure_trust(values, monte_carlo, steps, mode)
+        critic.measure(values, monte_carlo, steps, mode)
         lam = self._policy_lambda(steps)
         advantages, _ = gae(earned, values, steps, gamma, lam, bootstrap)
         _, returns = gae(earned, values, steps, gamma, self.args.critic_lambda, bootstrap)
-        if self.args.time_step == "turn":
-            advantages = torch.where(mask, held(advantages, steps), 0)
         if self.args.reward_range is not None:
             self._refuse_returns_outside(returns, steps, self.args.reward_range)
         right = self.is_right(rewards, self.args.positive_reward_threshold)
         self._report(mode, values, monte_carlo, steps, cut_off, right, lam)
-        if self.has_probe:
-            advantages = self.mix(advantages, rewards, steps, mask, rollout, mode)
-            self.learn_probe(rollout, returns, steps, mode)
+        advantages = critic.lean(held(advantages, steps), rewards, rollout, mode)
+        advantages = torch.where(mask, advantages, 0)
+        critic.learn(rollout, returns, steps, mode)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
 
@@ -191,12 +181,13 @@ class VAPOTrainer(ProbeTrainer):
             "values": values,
             "returns": returns,
             "advantages": advantages,
-            "critic_mask": mask if self.has_probe else steps,
+            "critic_mask": steps,
             "positive": mask & right.unsqueeze(1),
         }
 
-    def _time_steps(self, mask: torch.Tensor) -> torch.Tensor:
-        """The tokens in whose states time steps begin, shape `(B, T)`, boolean."""
+    def time_steps(self, rollout: dict, mode: str) -> torch.Tensor:
+        """The tokens in whose states time steps of the credit begin, shape `(B, T)`, boolean."""
+        mask = self.trained_tokens(rollout)
         return turn_starts(mask) if self.args.time_step == "turn" else mask
 
     def _refuse_returns_outside(self, returns: torch.Tensor, mask: torch.Tensor, reward_range: Sequence[float]) -> None:
@@ -211,7 +202,7 @@ class VAPOTrainer(ProbeTrainer):
             )
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
-        mask = self._time_steps(self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1))
+        mask = self.time_steps(rollout, "train") & rewards.isfinite().unsqueeze(1)
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         returns = monte_carlo_returns(earned, mask, self.args.gamma)
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
@@ -223,7 +214,7 @@ class VAPOTrainer(ProbeTrainer):
         if self.args.policy_lambda == "length_adaptive":
             return length_adaptive_lambda(lengths, self.args.length_adaptive_alpha)
         if self.args.policy_lambda == MEASURED:
-            return torch.full(lengths.shape, 1 - self.engine.trust, dtype=torch.float64, device=mask.device)
+            return torch.full(lengths.shape, self.of_critic.measured_lambda, dtype=torch.float64, device=mask.device)
         if self.args.policy_lambda == "relative_position":
             return relative_position_lambda(lengths, self.args.relative_position_weight)
         return torch.full(lengths.shape, float(self.args.policy_lambda), dtype=torch.float64, device=mask.device)
