@@ -1,10 +1,10 @@
 """Which sequences a critic reads together: with little padding, and with the same work for every process."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .critic import Runner
 
@@ -53,7 +53,7 @@ def shares_of_batches(lengths: list[int], max_tokens: int, processes: int = 1) -
 
 
 def evaluate_evenly(
-    runner: Runner, lengths: list[int], max_tokens: int, read: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    runner: Runner, lengths: list[int], max_tokens: int, read: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
     """
     What a network puts out for sequences that all processes have, each of which is read on one of them.
@@ -66,13 +66,13 @@ def evaluate_evenly(
         max_tokens (`int`):
             See [`shares_of_batches`].
         read (`Callable`):
-            `read(network, index)`, the outputs for some of them, of one shape for each.
+            `read(network, index=index)`, the outputs for some of them, of one shape for each.
 
     Returns:
         `torch.Tensor`: The N outputs, on every process.
     """
     shares = shares_of_batches(lengths, max_tokens, runner.num_processes)
-    own = [runner.evaluate(lambda network, index=index: read(network, index)) for index in shares[runner.process_index]]
+    own = [runner.evaluate(partial(read, index=index)) for index in shares[runner.process_index]]
     outputs = runner.gather(torch.cat(own))
     order = torch.cat([index for share in shares for index in share])
     found = torch.empty_like(outputs[: len(lengths)])

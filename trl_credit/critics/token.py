@@ -128,10 +128,24 @@ class TokenCritic(Critic):
             return read_values(network, {name: x[index] for name, x in rows.items()})
 
         lengths = _lengths(rows)
-        values = evaluate_evenly(self.runner, lengths, self._tokens_at_once(lengths), read)
+        outputs = evaluate_evenly(self.runner, lengths, self._tokens_at_once(lengths), read)
+        return self._values(outputs, rollout)
+
+    def values_as_read(self, parts: list[dict[str, torch.Tensor]], rollout: dict) -> torch.Tensor:
+        """
+        What [`state_values`] would have returned, from what [`read_values`] has returned for the [`batches`] of a
+        rollout: this process's, each with its `row` and `outputs`. Every process must call this.
+        """
+        row, outputs = (self.runner.gather(torch.cat([part[name] for part in parts])) for name in ("row", "outputs"))
+        in_order = torch.empty_like(outputs)
+        in_order[row] = outputs
+        return self._values(in_order, rollout)
+
+    def _values(self, outputs: torch.Tensor, rollout: dict) -> torch.Tensor:
+        """Those of a rollout, from the outputs for the rows of all processes."""
         count, tokens = rollout["completion_ids"].shape
-        values = values[self.runner.process_index * count :][:count, : tokens + 1]
-        return nan_beyond_the_end(bounded_values(values, self.reward_range), rollout)
+        own = outputs[self.runner.process_index * count :][:count, : tokens + 1]
+        return nan_beyond_the_end(bounded_values(own, self.reward_range), rollout)
 
     def batches(self, rows: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         """
@@ -143,9 +157,11 @@ class TokenCritic(Critic):
                 must call this, with equally many.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: As many batches for every process, of about the same tokens.
+            `list[dict[str, torch.Tensor]]`: As many batches for every process, of about the same tokens; with the
+            number of each row among those of all processes, `row`.
         """
-        rows = gather_rows(self.runner, rows)
+        rows = dict(gather_rows(self.runner, rows))
+        rows["row"] = torch.arange(len(rows["completion_ids"]), device=rows["completion_ids"].device)
         lengths = _lengths(rows)
         shares = shares_of_batches(lengths, self._tokens_at_once(lengths), self.runner.num_processes)
         return [{name: x[index] for name, x in rows.items()} for index in shares[self.runner.process_index]]

@@ -57,9 +57,9 @@ class CriticConfig(CreditConfig):
         critic_gradient_checkpointing (`bool`, *optional*):
             Gradient checkpointing of the critic. Default: as the policy's.
         critic_update_batch_tokens (`int`, *optional*):
-            Tokens that the critic reads at a time, padding included: in its updates, and where it values a rollout. A
-            longer sequence is read on its own. Default: as many as `per_device_train_batch_size` of the longest
-            sequences have; for [`SPPOTrainer`], whose critic reads prompts alone, at least
+            Tokens that the critic reads at a time, padding included, in its updates and where it values a rollout; or
+            those of the longest sequence, if that has more. Default: as many as `per_device_train_batch_size` of the
+            longest have; for [`SPPOTrainer`], whose critic reads prompts alone, at least
             `per_device_train_batch_size` · `max_completion_length`.
         critic_updates_per_step (`int`, *optional*, defaults to `1`):
             Updates of the critic for each optimizer step of the policy, on the same samples.

@@ -123,18 +123,10 @@ class CriticTrainer(CriticPretraining):
         """
         return micro_batches
 
-    def reading_limits(self, tokens: int = 0) -> dict[str, int]:
-        """
-        How much the critic reads at a time.
-
-        Args:
-            tokens (`int`, *optional*, defaults to `0`):
-                What it may read in any case, unless `critic_update_batch_tokens` says otherwise.
-        """
-        asked = self.args.critic_update_batch_tokens
-        if asked is not None:
-            return {"batch_size": 1, "batch_tokens": asked}
-        return {"batch_size": self.args.per_device_train_batch_size, "batch_tokens": tokens}
+    @property
+    def sequences_at_once(self) -> int:
+        """Sequences that the critic may read at a time, however long they are."""
+        return self.args.per_device_train_batch_size if self.args.critic_update_batch_tokens is None else 1
 
     def critic_head(self) -> dict[str, Any]:
         """Parameters of the critic that are trained at `critic_head_learning_rate`, by name."""

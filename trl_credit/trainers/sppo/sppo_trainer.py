@@ -132,15 +132,17 @@ class SPPOTrainer(CriticTrainer):
         own = (
             self._critic_processing_class if self.args.critic_prompt_template is None else self.critic_processing_class
         )
+        of_policy = self.args.per_device_train_batch_size * (self.max_completion_length or 0)
         return PromptCritic(
             runner,
             own,
             self.args.critic_loss,
             self.args.reward_range,
+            batch_size=self.sequences_at_once,
+            batch_tokens=self.args.critic_update_batch_tokens or of_policy,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
             prompt_template=self.args.critic_prompt_template,
-            **self.reading_limits(self.args.per_device_train_batch_size * (self.max_completion_length or 0)),
         )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:

@@ -85,6 +85,9 @@ class VAPOTrainer(ProbeTrainer):
         "critic_prompt_mask": "(B, P)",
     }
 
+    # Of an update that values are taken from: rows of all processes, and what the critic puts out for them.
+    _read_by_update: list[dict[str, torch.Tensor]] | None = None
+
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
@@ -95,12 +98,13 @@ class VAPOTrainer(ProbeTrainer):
             return self.make_probe_reader(runner)
         return TokenCritic(
             runner,
+            batch_size=self.sequences_at_once,
+            batch_tokens=self.args.critic_update_batch_tokens or 0,
             reward_range=self.args.reward_range,
             prompt_template=self.args.critic_prompt_template,
             tokenizer=self.processing_class,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
-            **self.reading_limits(),
         )
 
     @property
@@ -116,26 +120,28 @@ class VAPOTrainer(ProbeTrainer):
         return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
-        step = {
-            name: torch.cat(
-                [inputs[f"critic_{name}" if f"critic_{name}" in inputs else name] for inputs in micro_batches]
-            )
-            for name in (*READ, "critic_mask", "returns", "values")
+        names = [name for name in (*READ, "critic_mask", "returns", "values") if name in micro_batches[0]]
+        rows = {
+            name: torch.cat([inputs.get(f"critic_{name}", inputs[name]) for inputs in micro_batches]) for name in names
         }
-        return self.critic_reader.batches(step)
+        return self.critic_reader.batches(rows)
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
-        outputs = read_values(network, inputs)[:, :-1]
+        outputs = read_values(network, inputs)
+        if self._read_by_update is not None:
+            self._read_by_update.append({"row": inputs["row"], "outputs": outputs.detach()})
+        outputs = outputs[:, :-1]
         reward_range: Any = self.args.reward_range
         values = bounded_values(outputs, reward_range)
+        old_values = inputs.get("values", values.detach())
         clip_range = self._clip_range
         if self.args.critic_loss == "bce":
             loss = binary_cross_entropy(outputs, position_in_range(inputs["returns"], reward_range))
         else:
-            loss = squared_error(values, inputs["returns"], inputs["values"], clip_range)
+            loss = squared_error(values, inputs["returns"], old_values, clip_range)
         if clip_range is not None:
-            clipped = clip_share(values, inputs["values"], clip_range) & mask
+            clipped = clip_share(values, old_values, clip_range) & mask
             self.log_means("train", {"critic/clipped_values": (clipped.sum(), mask.sum())})
         # What is masked must not reach the sum even as 0 · NaN, but its values stay in the graph.
         return torch.where(mask, loss, 0).sum()
@@ -160,7 +166,13 @@ class VAPOTrainer(ProbeTrainer):
         # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
         steps = mask & self.probe_starts(rollout, mode) if self.has_probe else self._time_steps(mask)
         own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
-        states = self.state_values(rollout)
+        earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
+        gamma = self.args.gamma
+        monte_carlo = monte_carlo_returns(earned, steps, gamma)
+        if mode == "train" and self.learns_on_arrival:
+            states = self._learn(rollout, {**own_prompts, "critic_mask": steps, "returns": monte_carlo})
+        else:
+            states = self.state_values(rollout)
         values = torch.where(mask, states[:, :-1], 0)
         if self.args.time_step == "turn":
             values = torch.where(mask, held(values, steps), 0)
@@ -169,10 +181,6 @@ class VAPOTrainer(ProbeTrainer):
         bootstrap = None
         if self.args.truncation == "bootstrap":
             bootstrap = torch.where(cut_off, states.gather(1, ends).squeeze(1), 0)
-        earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
-        gamma = self.args.gamma
-
-        monte_carlo = monte_carlo_returns(earned, steps, gamma)
         if self.has_probe:
             self.measure_trust(values, monte_carlo, steps, mode)
         lam = self._policy_lambda(steps)
@@ -202,6 +210,37 @@ class VAPOTrainer(ProbeTrainer):
             "critic_mask": mask if self.has_probe else steps,
             "positive": mask & right.unsqueeze(1),
         }
+
+    @property
+    def learns_on_arrival(self) -> bool:
+        """
+        Whether the critic learns from a rollout as soon as it is there, in the same forward pass that values it: where
+        it makes one update on each, and its targets need no values.
+        """
+        args = self.args
+        return (
+            not self.has_probe
+            and bool(self._pretraining["pretraining_done"])
+            and (args.critic_lambda == 1 and args.truncation == "terminal")
+            and self._losses_of_rollout == args.gradient_accumulation_steps
+            and args.critic_updates_per_step == 1
+        )
+
+    def finish_step(self, micro_batches: list[dict]) -> None:
+        if not self.learns_on_arrival:
+            super().finish_step(micro_batches)
+
+    def _learn(self, rollout: dict, lesson: dict) -> torch.Tensor:
+        """One update on a rollout; returns what `state_values` would have returned before it."""
+        inputs = {**{name: rollout[name] for name in READ}, **lesson}
+        read: list[dict[str, torch.Tensor]] = []
+        self._read_by_update = read
+        try:
+            is_updated = self.update_critic([inputs]) is not None
+        finally:
+            self._read_by_update = None
+        # Without an update no completion has both a reward and a token to train on.
+        return self.critic_reader.values_as_read(read, rollout) if is_updated else self.state_values(rollout)
 
     def _time_steps(self, mask: torch.Tensor) -> torch.Tensor:
         """The tokens in whose states time steps begin, shape `(B, T)`, boolean."""
