@@ -17,10 +17,10 @@ FUNCTIONS = {
         "enable_sleep_mode=, model_impl=, trust_remote_code=, mode=, server_base_url=, group_port=, "
         "gpu_memory_utilization=, max_model_length=, temperature=, max_completion_length=",
     },
-    "trl.models": {
-        "unwrap_model_for_generation": "model, accelerator, gather_deepspeed3_params=, gradient_checkpointing_kwargs="
+    "trl.models.utils": {
+        "disable_gradient_checkpointing": "model, kwargs",
+        "unwrap_model_for_generation": "model, accelerator, gather_deepspeed3_params=, gradient_checkpointing_kwargs=",
     },
-    "trl.models.utils": {"disable_gradient_checkpointing": "model, kwargs"},
     "trl.trainer.utils": {
         "add_fused_lm_head": "model, temperature=, cast_lm_head_to_fp32=, outputs=",
         "_CHUNKED_LOGPROB_CHUNK_SIZE": "",
@@ -122,7 +122,7 @@ def attributes_that_moved(trainer) -> Iterator[str]:
     if not {"advantages", "extra"} <= set(getattr(trainer, "_logs", ())):
         yield "`_logs` has no `advantages` and `extra`"
     weights = getattr(trainer, "reward_weights", None)
-    if not isinstance(weights, torch.Tensor) or weights.shape != (len(trainer.reward_funcs),):
+    if not isinstance(weights, torch.Tensor) or len(weights) != len(getattr(trainer, "reward_funcs", [])):
         yield "`reward_weights` is no tensor of one weight for each reward function"
 
 

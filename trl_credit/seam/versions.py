@@ -76,9 +76,9 @@ def refuse_before_tiles(what: str) -> None:
 
 def _lacks_triton() -> bool:
     """In 1.15 the head needs Triton, which comes with PyTorch for GPUs; since 1.16 it does without on other devices."""
-    from trl.trainer import utils
+    import trl.trainer.utils as trl_utils
 
-    return utils._ChunkedLogProbFunction is None
+    return trl_utils._ChunkedLogProbFunction is None
 
 
 def inputs_of_forward() -> set[str]:
@@ -93,7 +93,7 @@ def inputs_of_forward() -> set[str]:
 @contextmanager
 def unwrapped_for_generation(module, accelerator, checkpointing_kwargs: dict | None, **settings):
     """TRL's `unwrap_model_for_generation`, after which gradient checkpointing is as it was."""
-    from trl.models import unwrap_model_for_generation
+    from trl.models.utils import unwrap_model_for_generation
 
     keeps = INSTALLED.release >= (1, 16)  # before, checkpointing went on with transformers' own arguments
     kept = {"gradient_checkpointing_kwargs": checkpointing_kwargs} if keeps else {}
