@@ -19,7 +19,7 @@ from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
 from .kept_rollouts import KeptRolloutSeam
-from .resuming import BeginTraining, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
+from .resuming import BeginTraining, FinishStep, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 from .versions import unwrapped_for_generation
 
@@ -79,6 +79,7 @@ class CreditTrainer(KeptRolloutSeam):
         if self.scores_continuations:
             self._refuse_unscorable()
         self.add_callback(BeginTraining(self))
+        self.callback_handler.callbacks.insert(0, FinishStep(self))  # others see both networks after the step
 
     # --- Hooks
 
@@ -86,7 +87,10 @@ class CreditTrainer(KeptRolloutSeam):
         """Called before metrics are logged: the moment to add metrics over everything since the last log."""
 
     def finish_step(self, micro_batches: list[dict]) -> None:
-        """Called with the same micro-batches when the policy's gradient is complete, before its optimizer steps."""
+        """
+        Called with the same micro-batches when the policy's optimizer has stepped and its gradient is gone, before
+        anything else that happens at the end of a step: callbacks, logs, evaluations, checkpoints.
+        """
 
     def begin_training(self, checkpoint: str | None) -> None:
         """Called when the policy is on its devices, before its first step; with a checkpoint if the run is resumed."""
@@ -246,9 +250,6 @@ class CreditTrainer(KeptRolloutSeam):
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
-            step, self._step_inputs = self._step_inputs, []
-            self.finish_step(step)
         if self._credit_log is not None:
             self._credit_log.after_loss()
         return loss

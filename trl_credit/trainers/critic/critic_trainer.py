@@ -116,6 +116,26 @@ class CriticTrainer(CriticPretraining):
         """How much counts in it."""
         raise NotImplementedError
 
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        """
+        What is in the micro-batches of an optimizer step, as the critic is trained on it: as many batches on every
+        process. The sums of loss and count over all of them are what matters, not what is in which.
+        """
+        return micro_batches
+
+    def reading_limits(self, tokens: int = 0) -> dict[str, int]:
+        """
+        How much the critic reads at a time.
+
+        Args:
+            tokens (`int`, *optional*, defaults to `0`):
+                What it may read in any case, unless `critic_update_batch_tokens` says otherwise.
+        """
+        asked = self.args.critic_update_batch_tokens
+        if asked is not None:
+            return {"batch_size": 1, "batch_tokens": asked}
+        return {"batch_size": self.args.per_device_train_batch_size, "batch_tokens": tokens}
+
     def critic_head(self) -> dict[str, Any]:
         """Parameters of the critic that are trained at `critic_head_learning_rate`, by name."""
         return trained_head(self.critic)
@@ -300,7 +320,7 @@ class CriticTrainer(CriticPretraining):
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the micro-batches of an optimizer step."""
         started = time.perf_counter()
-        result = self.engine.update(micro_batches, self.critic_loss, self.critic_count)
+        result = self.engine.update(self.critic_batches(micro_batches), self.critic_loss, self.critic_count)
         if result is not None:
             for name, value in result.items():
                 self.log_value("train", f"{prefix}/{name}", value)

@@ -11,7 +11,7 @@ from ...credit.fit import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
-from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
+from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts
 from ...critics.refusals import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.reward_range import refuse_rewards_outside
@@ -137,10 +137,10 @@ class SPPOTrainer(CriticTrainer):
             own,
             self.args.critic_loss,
             self.args.reward_range,
-            batch_size=self.args.per_device_train_batch_size,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
             prompt_template=self.args.critic_prompt_template,
+            **self.reading_limits(self.args.per_device_train_batch_size * (self.max_completion_length or 0)),
         )
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
@@ -151,8 +151,8 @@ class SPPOTrainer(CriticTrainer):
     def critic_count(self, inputs: dict) -> torch.Tensor:
         return torch.tensor(len(inputs["targets"]))
 
-    def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
-        """One update on the prompts of an optimizer step, each prompt once, with all its targets."""
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        """The prompts of an optimizer step, each prompt once, with all its targets."""
         prompts, targets = (
             self.accelerator.gather(torch.cat([inputs[name] for inputs in micro_batches]))
             for name in ("critic_prompts", "critic_targets")
@@ -160,12 +160,10 @@ class SPPOTrainer(CriticTrainer):
         scored = targets.isfinite()
         distinct, prompt_of_target = prompts[scored].unique(dim=0, return_inverse=True)
         batches = []
-        for index in self.critic_reader.share_of(len(distinct), distinct.device):
+        for index in self.critic_reader.batches(distinct):
             target, prompt = (prompt_of_target.unsqueeze(1) == index).nonzero(as_tuple=True)
-            batches.append(
-                {"prompts": rows_of(distinct, index), "prompt_of_target": prompt, "targets": targets[scored][target]}
-            )
-        return super().update_critic(batches, prefix)
+            batches.append({"prompts": distinct[index], "prompt_of_target": prompt, "targets": targets[scored][target]})
+        return batches
 
     def describe_critic(self) -> str:
         return (

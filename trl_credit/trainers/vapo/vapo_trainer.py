@@ -12,7 +12,7 @@ from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, rela
 from ...credit.value_loss import binary_cross_entropy, clip_share, squared_error
 from ...critics.critic import Critic
 from ...critics.facts import CriticFacts
-from ...critics.token import TokenCritic, read_values
+from ...critics.token import READ, TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.probe_config import MEASURED
 from ..critic.probe_trainer import ProbeTrainer
@@ -95,12 +95,12 @@ class VAPOTrainer(ProbeTrainer):
             return self.make_probe_reader(runner)
         return TokenCritic(
             runner,
-            batch_size=self.args.per_device_train_batch_size,
             reward_range=self.args.reward_range,
             prompt_template=self.args.critic_prompt_template,
             tokenizer=self.processing_class,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
+            **self.reading_limits(),
         )
 
     @property
@@ -115,10 +115,18 @@ class VAPOTrainer(ProbeTrainer):
         facts = super().critic_facts()
         return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        step = {
+            name: torch.cat(
+                [inputs[f"critic_{name}" if f"critic_{name}" in inputs else name] for inputs in micro_batches]
+            )
+            for name in (*READ, "critic_mask", "returns", "values")
+        }
+        return self.critic_reader.batches(step)
+
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
-        own = {name: inputs[f"critic_{name}"] for name in ("prompt_ids", "prompt_mask") if f"critic_{name}" in inputs}
-        outputs = read_values(network, {**inputs, **own})[:, :-1]
+        outputs = read_values(network, inputs)[:, :-1]
         reward_range: Any = self.args.reward_range
         values = bounded_values(outputs, reward_range)
         clip_range = self._clip_range
