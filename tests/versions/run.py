@@ -5,9 +5,9 @@ Make an environment of each set of versions in sets.toml, run the tests there, a
 
 An environment takes all that its set does not pin from the one that this runs in, so that it is made in seconds; one of
 another Python is made anew by examples/install.sh, with the interpreter `pythonX.Y` of the path or of pyenv. `seam` are
-the tests of TRL's private names and that λ = 0 is GRPO bit for bit; `quick`, the default, is the quick tier, and after
-it the slow tests of resuming and the Hub. Results go to docs/results/versions.json and the page beside it; `--page`
-writes the page alone.
+the tests of TRL's private names, that λ = 0 is GRPO bit for bit, and runs of every trainer, resumed and not, and with
+the Hub; `quick`, the default, is the quick tier and the same runs. Results go to docs/results/versions.json and the
+page beside it; `--page` writes the page alone.
 """
 
 import argparse
@@ -29,14 +29,18 @@ ROOT = Path(__file__).resolve().parents[2]
 SETS = Path(__file__).with_name("sets.toml")
 RESULTS = ROOT / "docs" / "results" / "versions.json"
 PACKAGES = ("torch", "trl", "transformers", "accelerate", "peft", "datasets", "deepspeed")
-SEAM = ["test_seam.py", "test_seam_contract.py", "test_seam_critic.py", "test_seam_sampling.py", "test_equals_grpo.py"]
+SEAM = ["test_seam.py", "test_seam_contract.py", "test_seam_critic.py", "test_seam_sampling.py"]
+SEAM += ["test_versions.py", "test_equals_grpo.py", "test_resume_amid_rollout.py"]
 NOT_SLOW = ["-m", "not slow and not distributed and not vllm"]
+# Every trainer, resumed and not, and the Hub.
+RUNS = [
+    "test_compatibility.py::test_one_process_moves_every_weight_of_every_network",
+    "test_compatibility.py::test_a_resumed_run_is_the_run_to_the_bit",
+    "test_hub.py::test_published_weights_are_the_final_weights_bit_for_bit",
+]
 STAGES = {
-    "seam": [(SEAM, NOT_SLOW)],
-    "quick": [
-        ([""], NOT_SLOW),
-        (["test_critic_resume.py", "test_resume_amid_rollout.py", "test_hub.py", "test_vapo_hub.py"], ["-m", "slow"]),
-    ],
+    "seam": [(SEAM, NOT_SLOW), (RUNS, ["-m", "slow"])],
+    "quick": [([""], NOT_SLOW), (RUNS, ["-m", "slow"])],
 }
 
 
@@ -93,12 +97,10 @@ def run_tests(interpreter: Path, stages, environment: dict[str, str]) -> dict:
 def write_page() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = [
-        "# Versions",
-        "",
         "Sets of versions that were tried, each in an environment of its own, by `python tests/versions/run.py`, which",
-        "writes this page; `tests/versions/sets.toml` says what each set pins. *seam* are the tests of TRL's private",
-        "names, and that λ = 0 is GRPO bit for bit; *quick* is the quick tier, and the slow tests of resuming and the",
-        "Hub.",
+        "writes this table; `tests/versions/sets.toml` says what each set pins. *seam* are the tests of TRL's private",
+        "names, that λ = 0 is GRPO bit for bit, and runs of every trainer, resumed and not, and with the Hub; *quick*",
+        "is the quick tier and the same runs.",
         "",
         "| set | " + " | ".join(("Python", *PACKAGES)) + " | tests | passed | skipped | failed | minutes | date |",
         "| --- |" + " --- |" * (len(PACKAGES) + 7),

@@ -140,8 +140,6 @@ class CreditTrainer(KeptRolloutSeam):
             checkpoint (`str` or `bool`, *optional*):
                 As `resume_from_checkpoint` of `train`.
         """
-        if not hasattr(super(), "_run_epoch"):
-            raise RuntimeError("This version of transformers cannot begin a run without training: use 5.0 or later.")
         self._moves_policy = False
         try:
             super().train(resume_from_checkpoint=checkpoint_to_resume(self, checkpoint))
