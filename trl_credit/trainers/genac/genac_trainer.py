@@ -17,6 +17,7 @@ from ...critics.generative.branch_mask import attention_of, refuse_unpackable
 from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
+from ...critics.generative.prefixes import StatePrompt
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import (
     Reading,
@@ -28,7 +29,6 @@ from ...critics.generative.reading import (
     with_stand_ins,
 )
 from ...critics.prompt import load_critic_tokenizer
-from ...sampling import chunks_within
 from ...saved import read_json
 from ...seam.lm_head import why_not_tiled
 from ...segmenting import DelimiterSegmenter, Segmenter
@@ -245,27 +245,18 @@ class GenACTrainer(CriticTrainer):
             critic.ask(readings)
         for reading in readings:
             reading.updates = self.engine.steps
-        tokens = critic.tokens
-        if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
-            tokens = sum(
-                len(reading.query.shared_ids)
-                + len(reading.answers) * len(reading.query.tail_ids)
-                + sum(map(len, reading.answers))
-                for reading in readings
-            )
         self.log_value(mode, "critic/generation_time", time.perf_counter() - started)
-        self._log_total(mode, "critic/generation_tokens", tokens)
+        self._log_total(mode, "critic/generation_tokens", critic.tokens)
 
-    def _write(self, prompts: list[list[int]]) -> list[list[int]]:
-        engine, longest = self.engine, self.args.critic_max_completion_length
-        chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
-        synced = engine.backend.splits_weights
+    def _write(self, prompts: list[StatePrompt]) -> list[list[int]]:
+        engine, critic = self.engine, self.critic_reader
+        chunks, synced = critic.chunks(prompts), engine.backend.splits_weights
         if synced:
             chunks += [[]] * (self.most(len(chunks)) - len(chunks))
         with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
-            return engine.evaluate(lambda _: self.critic_reader.sample(network, prompts, chunks, synced))
+            return engine.evaluate(lambda _: critic.sample(network, prompts, chunks, synced))
 
-    def _write_with_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
+    def _write_with_vllm(self, prompts: list[StatePrompt]) -> list[list[int]]:
         engine = self.engine  # makes the critic's place in memory first
         if self._vllm is None:
             self._vllm = self.vllm_beside(
@@ -284,7 +275,7 @@ class GenACTrainer(CriticTrainer):
             self._vllm.sync_weights()
             self._vllm_updates = engine.steps
         filler = [[self.critic_processing_class.eos_token_id]] * (self.most(len(prompts)) - len(prompts))
-        _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
+        _, answers, *_ = self._vllm.generate([prompt.ids for prompt in prompts] + filler, None, num_generations=1)
         return [list(answer) for answer in answers[: len(prompts)]]
 
     # --- Credit
