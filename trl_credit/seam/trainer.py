@@ -13,7 +13,6 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
 from ..credit_log.log import CreditLog
@@ -22,6 +21,7 @@ from .config import CreditConfig
 from .kept_rollouts import KeptRolloutSeam
 from .resuming import BeginTraining, FinishStep, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
+from .versions import unwrapped_for_generation
 
 
 logger = get_logger(__name__)
@@ -140,8 +140,6 @@ class CreditTrainer(KeptRolloutSeam):
             checkpoint (`str` or `bool`, *optional*):
                 As `resume_from_checkpoint` of `train`.
         """
-        if not hasattr(super(), "_run_epoch"):
-            raise RuntimeError("This version of transformers cannot begin a run without training: use 5.0 or later.")
         self._moves_policy = False
         try:
             super().train(resume_from_checkpoint=checkpoint_to_resume(self, checkpoint))
@@ -159,11 +157,9 @@ class CreditTrainer(KeptRolloutSeam):
             checkpointing_kwargs (`dict`, *optional*):
                 Arguments of its gradient checkpointing, which is off meanwhile.
         """
-        with unwrap_model_for_generation(
-            module,  # type: ignore[arg-type]
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=checkpointing_kwargs,
+        gather = self.args.ds3_gather_for_generation
+        with unwrapped_for_generation(
+            module, self.accelerator, checkpointing_kwargs, gather_deepspeed3_params=gather
         ) as network:
             yield network
 
