@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...saved import fitting, read_tensors
@@ -91,7 +91,12 @@ class LocalBackend:
         return self.network.state_dict()
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        self.network.load_state_dict(weights, strict=not is_peft_model(self.network))
+        """Load weights, which only the main process needs to have. Every process must call this."""
+        if self.accelerator.is_main_process:
+            self.network.load_state_dict(weights, strict=not is_peft_model(self.network))
+        if self.accelerator.num_processes > 1:
+            for weight in self.network.state_dict().values():
+                distributed.broadcast(weight, src=0)
 
     def optimizer_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -109,10 +114,12 @@ class LocalBackend:
             torch.save(state, folder / STATE_FILE)
 
     def load_state(self, folder: Path, load_saved_network) -> dict:
-        """The reverse of `save_state`; returns the `extra`."""
-        state = read_tensors(folder / STATE_FILE)
+        """The reverse of `save_state`; returns the `extra`. Every process must call this."""
+        # Of what a file holds each process reads what it keeps, and the main process alone makes another network.
+        state = read_tensors(folder / STATE_FILE, mapped=True)
         weights = state.pop("weights", None)
-        weights = load_saved_network().state_dict() if weights is None else weights
+        if weights is None:
+            weights = load_saved_network().state_dict() if self.accelerator.is_main_process else {}
         with fitting(f"The critic of {folder}", "Give the run the critic that it began with, and the same adapters."):
             self.load_weights(weights)
         how = (
@@ -166,7 +173,7 @@ class FSDP2Backend(LocalBackend):
     def load_weights(self, weights):
         from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-        set_model_state_dict(self.module, weights, options=_full(strict=not is_peft_model(self.network)))
+        set_model_state_dict(self.module, weights, options=_of_main_process(not is_peft_model(self.network)))
 
     def optimizer_state(self):
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -176,7 +183,8 @@ class FSDP2Backend(LocalBackend):
     def load_optimizer_state(self, state):
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=_full())
+        state = state if self.accelerator.is_main_process else {}
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=_of_main_process())
 
 
 class DeepSpeedBackend(LocalBackend):
@@ -274,10 +282,16 @@ class DeepSpeedBackend(LocalBackend):
         return extra
 
 
-def _full(strict: bool = True):
+def _full():
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, strict=strict)
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _of_main_process(strict: bool = True):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
 
 
 def _whole_tensor(x: Any) -> torch.Tensor:

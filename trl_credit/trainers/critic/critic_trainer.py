@@ -416,7 +416,12 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
     name, optim_args = args.critic_optim, args.critic_optim_args
     ours: Any = copy.copy(args)
     ours.optim, ours.optim_args = OptimizerNames(name), None
-    _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    if name.startswith("schedule_free"):
+        raise ValueError(f"`critic_optim={name!r}` has weights of its own to evaluate, which a critic does not use.")
+    try:
+        _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    except (ImportError, ValueError) as error:  # of a library that is not installed
+        raise ValueError(f"`critic_optim={name!r}` cannot be used here: {error}") from error
     ours.optim_args = optim_args
     optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
     if optim_args is not None and kwargs == plain:
