@@ -310,7 +310,7 @@ def test_17_18_the_critic_gets_all_its_pretraining_steps_before_the_policy_moves
     trainer.train()
     pretraining = [(0, False, step + 1) for step in range(steps)]
     # Each later update comes with a policy step of its own.
-    assert moments == [*pretraining, (0, False, steps + 1), (1, True, steps + 2)]
+    assert moments == [*pretraining, (1, True, steps + 1), (2, True, steps + 2)]
 
 
 # --- 19 to 22: what is computed of the values

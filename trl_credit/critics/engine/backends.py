@@ -1,6 +1,7 @@
 """How a second network is split over processes: alone or with DDP, by DeepSpeed, by FSDP2."""
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -82,6 +83,10 @@ class LocalBackend:
     def fill(self, parameter: nn.Parameter, value: float) -> None:
         """Set all of a parameter to a number. Every process must call this."""
         parameter.fill_(value)
+
+    def shift(self, parameter: nn.Parameter, by: float) -> None:
+        """Add a number to all of a parameter. Every process must call this."""
+        parameter.add_(by)
 
     def after_evaluation(self) -> None:
         """Called after passes without gradients."""
@@ -244,18 +249,25 @@ class DeepSpeedBackend(LocalBackend):
         return None if norm is None else float(norm)
 
     def fill(self, parameter, value):
+        self._change(parameter, lambda x: x.fill_(value))
+
+    def shift(self, parameter, by):
+        self._change(parameter, lambda x: x.add_(by))
+
+    def _change(self, parameter, change: Callable[[torch.Tensor], Any]) -> None:
         import deepspeed
         from deepspeed import utils
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-            parameter.data.fill_(value)
+            change(parameter.data)
+            whole = parameter.data.clone()
         # The optimizer has a copy in float32; under ZeRO-3 a part of it, which may be nothing but padding.
         if self.stage == 3:
-            part = utils.safe_get_local_fp32_param(parameter)
-            utils.safe_set_local_fp32_param(parameter, torch.full_like(part, value))
+            part = utils.safe_get_local_fp32_param(parameter).clone()
+            change(part)
+            utils.safe_set_local_fp32_param(parameter, part)
         else:
-            whole = torch.full(parameter.shape, value, device=self.accelerator.device)
-            utils.safe_set_full_fp32_param(parameter, whole)
+            utils.safe_set_full_fp32_param(parameter, whole.float())
 
     def weights(self):
         if self.stage != 3:

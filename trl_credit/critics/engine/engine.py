@@ -155,6 +155,11 @@ class CriticEngine(AcceleratedRunner):
         self.backend.fill(self.network.get_parameter(parameter), value)
 
     @torch.no_grad()
+    def shift(self, parameter: str, by: float) -> None:
+        """Add a number to all of a parameter. Every process must call this."""
+        self.backend.shift(self.network.get_parameter(parameter), by)
+
+    @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
         with self._autocast():

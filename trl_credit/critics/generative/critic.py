@@ -1,6 +1,6 @@
 """A critic that writes its values: how it is asked about the states of completions, and how it is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +19,8 @@ from ..prompt import load_critic_tokenizer
 from ..refusals import refuse_images
 from .network import make_generative_critic
 from .prefixes import Prefixes, StatePrompt, keeps_prefixes, tokens_read
-from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
+from .question import TEMPLATE, Question, check_template, end_of_turn, refuse_other_segmenter
 from .reading import Reading, value_of_each_state
-
-
-# What a critic is told of a policy of which no reward is known yet.
-UNKNOWN_SUCCESS_RATE = 0.5
 
 
 class GenerativeCritic(Critic):
@@ -45,8 +41,8 @@ class GenerativeCritic(Critic):
         actor_description (`str`, *optional*, defaults to `"A language model"`):
             Who writes the solutions, for the template.
         success_rate (`float`, *optional*):
-            What it is told about the policy. Default: the mean reward of a report's completions; ½ where there is no
-            reward.
+            What it is told about the policy. Default: the mean reward of a report's completions; the middle of
+            `reward_range` where there is no reward.
         max_completion_length (`int`, *optional*, defaults to `1024`):
             Maximum length of an answer, in tokens.
         name (`str`, *optional*, defaults to `"generative critic"`):
@@ -67,6 +63,8 @@ class GenerativeCritic(Critic):
             network.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the answers in [`state_values`], which are the same each time.
+        reward_range (`Sequence[float]`, *optional*, defaults to `(0.0, 1.0)`):
+            The rewards that the scores 0 and 10 stand for.
 
     `parse_rate` is the share of the latest answers that had a score, `tokens` the number of tokens that were read and
     written for them.
@@ -92,11 +90,12 @@ class GenerativeCritic(Critic):
         write: Callable[[list[StatePrompt]], list[list[int]]] | None = None,
         reads_prefixes_once: bool | None = None,
         seed: int = 0,
+        reward_range: Sequence[float] = (0.0, 1.0),
     ):
         check_template(template, ("problem", "partial_solution"))
         super().__init__(network, name)
         segmenter = segmenter or DelimiterSegmenter()
-        self.question = Question(tokenizer, policy_tokenizer, template, actor_description, segmenter)
+        self.question = Question(tokenizer, policy_tokenizer, template, actor_description, segmenter, reward_range)
         self.success_rate, self.temperature, self.seed = success_rate, temperature, seed
         self.max_completion_length, self.batch_tokens = max_completion_length, batch_tokens
         self.context = min(context_of(self.network), context or float("inf"))
@@ -136,7 +135,7 @@ class GenerativeCritic(Critic):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; a value holds up to the next state asked about."""
-        rate = UNKNOWN_SUCCESS_RATE if self.success_rate is None else self.success_rate
+        rate = sum(self.question.reward_range) / 2 if self.success_rate is None else self.success_rate
         readings = self.readings(rollout, rate)
         with seeded(self.seed + self.runner.process_index):
             self.ask([reading for reading in readings if reading is not None])
@@ -215,7 +214,7 @@ class GenerativeCritic(Critic):
         for (reading, state), answer in zip(places, self.write(prompts), strict=True):
             reading.answers[state] = up_to_end(answer, self.ends)
         for reading in readings:
-            reading.scores = [parse_score(text) for text in self.text_of(reading.answers)]
+            reading.scores = [self.question.value(text) for text in self.text_of(reading.answers)]
         written = sum(len(answer) for reading in readings for answer in reading.answers)
         self.tokens = tokens_read(prompts, self.reads_prefixes_once) + written
         read = sum(score is not None for reading in readings for score in reading.scores)
@@ -276,6 +275,7 @@ def _as_trained(facts: CriticFacts, settings: dict[str, Any], path: str) -> dict
         "actor_description": "actor_description",
         "temperature": "critic_temperature",
         "max_completion_length": "critic_max_completion_length",
+        "reward_range": "reward_range",
     }
     facts.agreed({option: settings[name] for name, option in options.items() if name in settings}, {}, path)
     own: dict[str, Any] = {n: facts.settings[option] for n, option in options.items() if option in facts.settings}

@@ -123,9 +123,8 @@ class Prefixes:
 
     def _read(self, queries: dict[int, CriticQuery]) -> None:
         """One forward pass over the prefixes that have not been read."""
-        new = {
-            name: query.shared_ids[: self._lengths[name]] for name, query in queries.items() if name not in self._kept
-        }
+        unread = {name: query for name, query in queries.items() if name not in self._kept}
+        new = {name: query.shared_ids[: self._lengths[name]] for name, query in unread.items()}
         if not new and not self.synced:
             return
         texts = list(new.values()) or [[]]

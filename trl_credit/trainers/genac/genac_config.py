@@ -1,10 +1,12 @@
 from dataclasses import dataclass, field
 
+from ...critics.facts import RUNNING
 from ...critics.generative.question import check_template
 from ...options import above, at_least, between, one_of, only_with, unless
 from ...seam.config import PER_TOKEN
 from ...segmenting import DelimiterSegmenter
 from ..critic.critic_config import CriticConfig
+from ..critic.reward_range import A_RANGE
 
 
 # Of `CriticConfig`, what a critic that writes its values has no use for: its default, and why.
@@ -38,9 +40,13 @@ class GenACConfig(CriticConfig):
     [`~trl_credit.trainers.critic.CriticConfig`], for all others to [`~trl.GRPOConfig`].
 
     Args:
+        reward_range (`list[float]` or `str`, *optional*, defaults to `"running"`):
+            Lowest and highest possible reward, the meaning of the scores 0 and 10. Rewards outside are refused.
+            `"running"` learns the range: it begins with [0, 1] and grows to hold every reward of the training.
         critic_template (`str`, *optional*):
             The question that the critic is asked, with slots. Default:
-            `trl_credit.critics.generative.question.TEMPLATE`.
+            `trl_credit.critics.generative.question.TEMPLATE`; with another `reward_range` than [0, 1]
+            `TEMPLATE_OF_REWARDS`, which says what the scores mean.
         critic_max_completion_length (`int`, *optional*, defaults to `1024`):
             Maximum length of the critic's answer, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):
@@ -104,8 +110,6 @@ class GenACConfig(CriticConfig):
         critic_validation_steps (`int`, *optional*, defaults to `10`):
             Pretraining updates between evaluations, with `critic_pretraining_patience`.
 
-    > [!NOTE]
-    > Rewards must lie in [0, 1], like the critic's values.
     """
 
     restricted = {
@@ -117,6 +121,10 @@ class GenACConfig(CriticConfig):
         },
     }
 
+    reward_range: list[str] | None = field(  # type: ignore[assignment]
+        default_factory=lambda: RUNNING,
+        metadata=A_RANGE,
+    )
     critic_template: str | None = None
     critic_max_completion_length: int = field(default=1024, metadata=at_least(1))
     critic_temperature: float = field(default=1.0, metadata=above(0))

@@ -14,7 +14,7 @@ from ...critics.card import loading_code
 from ...critics.engine.engine import seeded
 from ...critics.facts import CriticFacts
 from ...critics.generative.branch_mask import attending, attention_of, refuse_unpackable, takes_flex_attention
-from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
+from ...critics.generative.critic import GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
 from ...critics.generative.prefixes import StatePrompt
@@ -34,6 +34,7 @@ from ...seam.lm_head import why_not_tiled
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
+from ..critic.reward_range import RewardRange
 from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
 from .writer import Writer
@@ -118,6 +119,7 @@ class GenACTrainer(CriticTrainer):
             self.args.critic_template or (TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT),
             self.args.actor_description or _describe(self.model),
             segmenter or DelimiterSegmenter.of(self.args),
+            self.reward_range,
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
@@ -175,7 +177,14 @@ class GenACTrainer(CriticTrainer):
             write=self._write,
             reads_prefixes_once=self.writer.reads_prefixes_once,
             seed=self.args.seed,
+            reward_range=self.reward_range,
         )
+
+    @property
+    def reward_range(self) -> RewardRange:
+        """The rewards that the scores 0 and 10 stand for."""
+        assert self._range is not None
+        return self._range
 
     def critic_settings(self) -> dict[str, Any]:
         return {
@@ -197,9 +206,10 @@ class GenACTrainer(CriticTrainer):
     def describe_critic(self) -> str:
         return (
             "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
-            "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
-            "`trl_credit.critics.generative.question`\nlays out the question and reads the score.\n\n"
-            f"```text\n{self.question.template}\n```\n\n"
+            f"and ends with a\nscore from 0, which stands for a reward of {self.reward_range[0]:g}, to 10, for one of "
+            f"{self.reward_range[1]:g}.\n`trl_credit.critics.generative.question` lays out the question and reads the "
+            "score.\n\n"
+            f"```text\n{self.question.wording}\n```\n\n"
             f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
         )
 
@@ -263,7 +273,8 @@ class GenACTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        right = self.is_right(rewards, 0.5)
+        self.keep_in_range(rollout, rewards, mode, "or to 'running'")
+        right = self.is_right(rewards, sum(self.reward_range) / 2)
         if self._is_validating:
             self._validation_rollouts.append((rollout, rewards, right, self.rollout_rows))
         readings, values, advantages, segments = self._judge(rollout, rewards, right, mode)
@@ -276,7 +287,6 @@ class GenACTrainer(CriticTrainer):
 
     def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""
-        self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
         hint = self._hint(mode)
@@ -297,7 +307,8 @@ class GenACTrainer(CriticTrainer):
         what_was_read = values
         values = with_stand_ins(values, self.mean_value.value if self.mean_value.weight else hint)
         outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
-        earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
+        low, high = self.reward_range
+        earned = torch.where(parsed, 1 - ((outcomes - values) / (high - low)).square(), 0)
         self._weigh(readings, earned, heard)
 
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
@@ -310,23 +321,12 @@ class GenACTrainer(CriticTrainer):
         known = self.success_rate
         if not known.weight and mode == "eval":
             known = self._evaluated_rate
-        return known.value if known.weight else UNKNOWN_SUCCESS_RATE
+        return known.value if known.weight else sum(self.reward_range) / 2
 
     def evaluate(self, *args, **kwargs):
         """As TRL's. Before the first rollout, the critic's hint comes from the evaluation's own earlier batches."""
         self._evaluated_rate = RunningMean()
         return super().evaluate(*args, **kwargs)
-
-    def _refuse_other_rewards(self, rewards: torch.Tensor) -> None:
-        everywhere = self.accelerator.gather(rewards)  # so that all processes stop
-        slack = 1e-5  # for sums of weighted rewards
-        outside = ((everywhere < -slack) | (everywhere > 1 + slack)).nonzero()
-        if len(outside):
-            row = outside[0].item()
-            raise ValueError(
-                f"The reward {everywhere[row].item():g} of completion {row} at step {self.state.global_step} lies "
-                "outside [0, 1], where the critic's values are. Scale the rewards, or `reward_weights`."
-            )
 
     def _weigh(self, readings: list[Reading | None], earned: torch.Tensor, heard: torch.Tensor) -> None:
         """The factor of each answer's log-probability: its reward, minus the mean of all others if configured."""
