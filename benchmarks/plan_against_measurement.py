@@ -244,10 +244,7 @@ def table(measured: dict) -> str:
                     f"{off[-1]:+.1%} |"
                 )
     far = sum(abs(x) > 0.1 for x in off)
-    lines += [
-        "",
-        f"{len(off) - far} of {len(off)} plans are within 10 %; they are off by {min(off):+.1%} to {max(off):+.1%}.",
-    ]
+    lines += ["", f"{len(off) - far} of {len(off)} plans are within 10 %; they are off by {min(off):+.1%} to {max(off):+.1%}."]
     return "\n".join(lines) + "\n"
 
 

@@ -54,11 +54,7 @@ def jobs(toy: bool) -> list[Job]:
     shapes, lengths = (list(SHAPES)[:1], LENGTHS[:1]) if toy else (SHAPES, LENGTHS)
     found = [Job("kernels", ("precision.py",), 60)]
     steps = [
-        Job(
-            f"step {shape} {length} {trainer}",
-            ("training_steps.py", shape, str(length), trainer),
-            60 if shape == "0.5B" else 100,
-        )
+        Job(f"step {shape} {length} {trainer}", ("training_steps.py", shape, str(length), trainer), 60 if shape == "0.5B" else 100)
         for shape in shapes
         for length in lengths
         for trainer in TRAINERS
