@@ -14,12 +14,15 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...saved import fitting, read_tensors
+from .offload import Offload
 
 
 STATE_FILE = "critic_state.pt"
 
 
-def make_backend(network: nn.Module, accelerator: Accelerator, make_optimizer, max_grad_norm: float):
+def make_backend(
+    network: nn.Module, accelerator: Accelerator, make_optimizer, max_grad_norm: float, offload: bool = False
+):
     """
     The backend that goes with what the policy is trained with.
 
@@ -32,17 +35,24 @@ def make_backend(network: nn.Module, accelerator: Accelerator, make_optimizer, m
             Makes an optimizer of the network's parameters.
         max_grad_norm (`float`):
             Norm to which gradients are clipped; 0 for no clip.
+        offload (`bool`, *optional*, defaults to `False`):
+            Keep what the network does not need at the moment on the host.
     """
     kind = accelerator.distributed_type
+    if offload and kind not in (DistributedType.DEEPSPEED, DistributedType.NO):
+        raise ValueError(
+            f"`critic_offload=True` works on one process and with DeepSpeed, got {kind.value}. Leave it out; with "
+            "FSDP2 set `fsdp_offload_params` in the accelerate config."
+        )
     if kind == DistributedType.DEEPSPEED:
-        return DeepSpeedBackend(network, accelerator, make_optimizer, max_grad_norm)
+        return DeepSpeedBackend(network, accelerator, make_optimizer, max_grad_norm, offload)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("A critic cannot be trained with fp16, whose gradients underflow. Use bf16 or float32.")
     if kind == DistributedType.FSDP:
         if accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError("A critic needs FSDP2: set `fsdp_version: 2` in the accelerate config.")
         return FSDP2Backend(network, accelerator, make_optimizer, max_grad_norm)
-    return LocalBackend(network, accelerator, make_optimizer, max_grad_norm)
+    return LocalBackend(network, accelerator, make_optimizer, max_grad_norm, offload)
 
 
 class LocalBackend:
@@ -53,13 +63,18 @@ class LocalBackend:
     # Whether weights are split over processes, which must then make their forward passes together.
     splits_weights = False
 
-    def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
+    def __init__(self, network, accelerator, make_optimizer, max_grad_norm, offload=False):
         self.network, self.accelerator, self.max_grad_norm = network, accelerator, max_grad_norm
         self.module = self.wrap()
         self.optimizer = make_optimizer(network)
+        self.offload = Offload(network, self.optimizer) if offload else None
 
     def wrap(self) -> Any:
         return self.accelerator.prepare_model(self.network)
+
+    def turn(self, updates: bool = False):
+        """Around passes of the network, and its update if there is one: what is on the host comes to the device."""
+        return nullcontext() if self.offload is None else self.offload.turn(updates)
 
     @contextmanager
     def micro_batch(self, last: bool):
@@ -193,16 +208,24 @@ class FSDP2Backend(LocalBackend):
 
 
 class DeepSpeedBackend(LocalBackend):
-    """A DeepSpeed engine of its own beside the policy's, with the policy's configuration."""
+    """
+    A DeepSpeed engine of its own beside the policy's, with the policy's configuration. With `offload` its optimizer's
+    state is on the host and steps there.
+    """
 
-    def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
+    offload = None  # DeepSpeed does it
+
+    def __init__(self, network, accelerator, make_optimizer, max_grad_norm, offload=False):
         import deepspeed
 
         self.network, self.accelerator = network, accelerator
         self.optimizer = make_optimizer(network)
-        self.module, *_ = deepspeed.initialize(
-            model=network, optimizer=self.optimizer, config=self.config(max_grad_norm)
-        )
+        config = self.config(max_grad_norm)
+        if offload:
+            if not config["zero_optimization"].get("stage"):
+                raise ValueError("`critic_offload=True` with DeepSpeed needs a ZeRO stage of at least 1.")
+            config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        self.module, *_ = deepspeed.initialize(model=network, optimizer=self.optimizer, config=config)
         self.stage = self.module.zero_optimization_stage()
         self.splits_weights = self.stage == 3
 

@@ -252,6 +252,7 @@ class CriticTrainer(BoundsOfValues):
                         self.args.gradient_checkpointing if checkpointing is None else checkpointing
                     ),
                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                    offload=self.args.critic_offload,
                 ),
             )
             self.critic = self._engine.network

@@ -97,14 +97,13 @@ class Writer:
             return engine.evaluate(lambda _: critic.sample(network, prompts, chunks, synced))
 
     def _with_vllm(self, prompts: list[StatePrompt]) -> list[list[int]]:
-        updates = self.trainer.engine.steps
-        if self.vllm != "policy" and self._updates != updates:
-            self.generation.sync_weights()
-            self._updates = updates
-        filler = [[self.trainer.critic_processing_class.eos_token_id]] * (
-            self.trainer.most(len(prompts)) - len(prompts)
-        )
-        _, answers, *_ = self.generation.generate([prompt.ids for prompt in prompts] + filler, None, num_generations=1)
+        trainer, texts = self.trainer, [prompt.ids for prompt in prompts]
+        if self.vllm == "policy" or self._updates != trainer.engine.steps:
+            with trainer.engine.backend.turn():
+                self.generation.sync_weights()
+            self._updates = trainer.engine.steps
+        filler = [[trainer.critic_processing_class.eos_token_id]] * (trainer.most(len(texts)) - len(texts))
+        _, answers, *_ = self.generation.generate(texts + filler, None, num_generations=1)
         return [list(answer) for answer in answers[: len(prompts)]]
 
     @cached_property
