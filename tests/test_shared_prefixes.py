@@ -58,9 +58,7 @@ def tokens_of(network, prompts, once: bool, budget: int = 10**6) -> tuple[int, l
     return sum(seen), written
 
 
-@pytest.mark.parametrize(
-    ("arch", "budget"), [*((arch, 200) for arch in ARCHITECTURES), ("qwen2", 10**6), ("qwen2", 1)]
-)
+@pytest.mark.parametrize(("arch", "budget"), [*((arch, 200) for arch in ARCHITECTURES), ("qwen2", 10**6), ("qwen2", 1)])
 def test_greedy_answers_are_those_of_prompts_read_in_full(arch, budget):
     network = tiny_model(arch, hidden=32, initializer_range=0.2).eval()
     network = network if "moe" in arch else network.double()  # experts are multiplied in float32 at most

@@ -19,6 +19,7 @@ from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
 from .kept_rollouts import KeptRolloutSeam
+from .lent_engine import LentEngine
 from .resuming import BeginTraining, FinishStep, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
 from .versions import unwrapped_for_generation
@@ -165,8 +166,9 @@ class CreditTrainer(KeptRolloutSeam):
 
     def vllm_beside(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
         """
-        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode. Call `sync_weights`
-        before `generate` whenever the network has changed, and call both on every process, with equally many prompts.
+        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode: but vLLM lets only
+        one engine of a process sleep, and that is the policy's. Call `sync_weights` before `generate` whenever the
+        network has changed, and call both on every process, with equally many prompts.
 
         Args:
             network (`nn.Module`):
@@ -182,13 +184,30 @@ class CreditTrainer(KeptRolloutSeam):
             processing_class=processing_class,
             server_timeout=self.args.vllm_server_timeout,
             tensor_parallel_size=self.args.vllm_tensor_parallel_size,
-            enable_sleep_mode=self.args.vllm_enable_sleep_mode,
+            enable_sleep_mode=self.args.vllm_enable_sleep_mode and not (self.use_vllm and self.vllm_mode == "colocate"),
             model_impl=self.args.vllm_model_impl,
             trust_remote_code=self.args.trust_remote_code,
             **settings,
         )
 
+    def vllm_of_policy(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
+        """
+        The policy's vLLM, lent to a network of the policy's architecture that is trained beside it, see
+        [`~trl_credit.seam.lent_engine.why_not_lent`]. Call `sync_weights` before each `generate`, and both on every
+        process, with equally many prompts.
+
+        Args:
+            network (`nn.Module`):
+                The network, on its devices.
+            processing_class (`PreTrainedTokenizerBase`):
+                Its tokenizer.
+            settings:
+                Of its generation, see [`~trl.generation.vllm_generation.VLLMGeneration`].
+        """
+        return LentEngine(self, network, processing_class, **settings)
+
     # --- Wrapped methods of TRL
+
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As TRL's, from a checkpoint that is whole: others are refused by name. The text `"true"` counts as `True`."""
         return super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)

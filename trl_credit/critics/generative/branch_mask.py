@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,6 +78,31 @@ def block_mask(branch: torch.Tensor, position: torch.Tensor, cut: torch.Tensor):
 def attention_of(network: Any) -> str:
     """Name of the attention implementation of a network, wrapped or not."""
     return base_of(network).config.get_text_config()._attn_implementation
+
+
+def takes_flex_attention(network: Any) -> bool:
+    """Whether a network can be switched to FlexAttention."""
+    base = base_of(network)
+    return bool(base._supports_flex_attn) and base._can_set_attn_implementation()
+
+
+@contextmanager
+def attending(network: Any, implementation: str | None):
+    """
+    Around passes of a network, forward and backward, with an attention implementation.
+
+    Args:
+        network (`PreTrainedModel` or `PeftModel`):
+            The network, wrapped or not.
+        implementation (`str`, *optional*):
+            Its name. Default: the network's.
+    """
+    base, kept = base_of(network), attention_of(network)
+    base.set_attn_implementation(implementation or kept)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(kept)
 
 
 def refuse_unpackable(network: Any) -> None:

@@ -125,19 +125,16 @@ class Prefixes:
         """One forward pass over the prefixes that have not been read."""
         unread = {name: query for name, query in queries.items() if name not in self._kept}
         new = {name: query.shared_ids[: self._lengths[name]] for name, query in unread.items()}
-        texts = list(new.values())
-        width = max(map(len, texts), default=0)
         if not new and not self.synced:
             return
-        # On the right, where no token sees it.
-        padded = [text + [self.pad] * (max(width, 1) - len(text)) for text in texts or [[]]]
+        texts = list(new.values()) or [[]]
+        width = max(1, *map(len, texts))
+        padded = [text + [self.pad] * (width - len(text)) for text in texts]  # on the right, where no token sees it
         ids = torch.tensor(padded, device=self.network.device)
         cache = DynamicCache(config=base_of(self.network).config)
         self.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         for row, (name, text) in enumerate(new.items()):
-            self._kept[name] = [
-                (layer.keys[row, :, : len(text)], layer.values[row, :, : len(text)]) for layer in cache.layers
-            ]
+            self._kept[name] = [(keys[row, :, : len(text)], values[row, :, : len(text)]) for keys, values, *_ in cache]
 
     def _gathered(self, chunk: list[int], width: int, columns: int) -> DynamicCache:
         cache = DynamicCache(config=base_of(self.network).config)
@@ -145,12 +142,16 @@ class Prefixes:
         # Tokens of each row in these columns, behind its padding.
         counts = [max(columns - (width - len(self.prompts[index])), 0) for index in chunk]
         for number in range(len(cache.layers)):
-            batch = []
-            for part in range(2):  # keys, values
-                rows = [layers[number][part] for layers in kept]  # (heads, tokens, width of a head)
-                whole = rows[0].new_zeros(len(rows), rows[0].shape[0], columns, rows[0].shape[2])
-                for place, row, count in zip(whole, rows, counts, strict=True):
-                    place[:, columns - count :] = row[:, :count]
-                batch.append(whole)
-            cache.update(*batch, number)
+            keys, values = (
+                _side_by_side([layers[number][part] for layers in kept], counts, columns) for part in (0, 1)
+            )
+            cache.update(keys, values, number)
         return cache
+
+
+def _side_by_side(rows: list[torch.Tensor], counts: list[int], columns: int) -> torch.Tensor:
+    """The first tokens of rows of shape `(heads, tokens, width)`, so many of each, padded on the left."""
+    batch = rows[0].new_zeros(len(rows), rows[0].shape[0], columns, rows[0].shape[2])
+    for place, row, count in zip(batch, rows, counts, strict=True):
+        place[:, columns - count :] = row[:, :count]
+    return batch

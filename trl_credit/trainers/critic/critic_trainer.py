@@ -244,6 +244,7 @@ class CriticTrainer(BoundsOfValues):
                         self.args.gradient_checkpointing if checkpointing is None else checkpointing
                     ),
                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                    offload=self.args.critic_offload,
                 ),
             )
             self.critic = self._engine.network
@@ -395,7 +396,12 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
     name, optim_args = args.critic_optim, args.critic_optim_args
     ours: Any = copy.copy(args)
     ours.optim, ours.optim_args = OptimizerNames(name), None
-    _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    if name.startswith("schedule_free"):
+        raise ValueError(f"`critic_optim={name!r}` has weights of its own to evaluate, which a critic does not use.")
+    try:
+        _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    except (ImportError, ValueError) as error:  # of a library that is not installed
+        raise ValueError(f"`critic_optim={name!r}` cannot be used here: {error}") from error
     ours.optim_args = optim_args
     optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
     if optim_args is not None and kwargs == plain:
