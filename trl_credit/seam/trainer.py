@@ -36,8 +36,8 @@ class CreditTrainer(KeptRolloutSeam):
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
     folders_of_networks: tuple[str, ...] = ()
-    # Whether a reward function may return a list of rewards for a completion, one per token. In it `None` is a token
-    # that the function does not score, and a list of these alone a completion that it does not.
+    # Whether a reward function may return a list of rewards for a completion, one per token or one per turn. In it
+    # `None` is one that the function does not score, and a list of these alone a completion that it does not.
     takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):

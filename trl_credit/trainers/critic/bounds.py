@@ -64,7 +64,7 @@ class BoundsOfValues(CriticPretraining):
 
     def range_to_begin_with(self) -> RewardRange | None:
         """The range of the first rollout."""
-        asked: Any = self.args.reward_range
+        asked: Any = getattr(self.args, "reward_range", None)  # not every method with a critic bounds it
         if self.critic_kind == PROBE:
             if asked == RUNNING:
                 raise ValueError(

@@ -5,7 +5,6 @@ from trl import GRPOConfig
 
 from ...options import at_least, between, one_of, unless
 from ...seam.config import NO_GROUP, CreditConfig
-from .reward_range import A_RANGE_OR_NONE, as_range
 
 
 @dataclass
@@ -85,9 +84,6 @@ class CriticConfig(CreditConfig):
             measured after each pass, and the critic with the lowest is kept. At 0 it is the last one.
         critic_pretraining_patience (`int`, *optional*, defaults to `2`):
             End pretraining after this many passes in a row without a lower error. `None`: make all passes.
-        reward_range (`list[float]` or `str`, *optional*):
-            Lowest and highest possible reward, between which the critic's values are; or `"running"`, to learn them: it
-            begins with [0, 1] and grows to hold every reward of the training.
         positive_reward_funcs (`list[str]`, *optional*):
             Names of the reward functions that decide which completions are right, or positive: every one of them that
             scores a completion must say so. Default: all with a positive weight.
@@ -141,14 +137,11 @@ class CriticConfig(CreditConfig):
     critic_pretraining_patience: int | None = field(
         default=2, metadata=at_least(1) | unless(critic_pretraining_rollouts=None, critic_pretraining_held_out=0)
     )
-    # Numbers, or a text; the command line's parser cannot take both.
-    reward_range: list[str] | None = field(default=None, metadata=A_RANGE_OR_NONE)
     positive_reward_funcs: list[str] | None = None
     critic_hub_model_id: str | None = None
     scale_rewards: str = "none"
 
     def __post_init__(self):
-        self.reward_range = as_range(self.reward_range)
         super().__post_init__()
         for option in ("critic_model_init_kwargs", "critic_peft_config", "critic_lr_scheduler_kwargs"):
             value = getattr(self, option)

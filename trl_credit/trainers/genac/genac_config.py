@@ -6,7 +6,7 @@ from ...options import above, at_least, between, one_of, only_with, unless
 from ...seam.config import PER_TOKEN
 from ...segmenting import DelimiterSegmenter
 from ..critic.critic_config import CriticConfig
-from ..critic.reward_range import A_RANGE
+from ..critic.reward_range import A_RANGE, as_range
 
 
 # Of `CriticConfig`, what a critic that writes its values has no use for: its default, and why.
@@ -156,6 +156,7 @@ class GenACConfig(CriticConfig):
     critic_validation_steps: int = field(default=10, metadata=at_least(1))
 
     def __post_init__(self):
+        self.reward_range = as_range(self.reward_range)
         super().__post_init__()
         DelimiterSegmenter.of(self)  # refuses lengths that contradict each other
         if self.critic_template is not None:

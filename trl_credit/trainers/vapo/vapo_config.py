@@ -93,7 +93,9 @@ class VAPOConfig(ProbeConfig):
     length_adaptive_alpha: float = field(default=0.05, metadata=above(0))
     relative_position_weight: float = field(default=0.5, metadata=between(0, 1))
     critic_loss: str = field(default="mse", metadata=one_of("mse", "bce"))
-    reward_range: list[str] | None = field(default=None, metadata=A_RANGE_OR_NONE)
+    reward_range: list[str] | None = field(  # or numbers; the command line's parser cannot take both
+        default=None, metadata=A_RANGE_OR_NONE
+    )
     critic_prompt_template: str | None = None
     critic_clip_range: float | None = field(default=None, metadata=above(0) | unless(critic_loss="bce"))
     positive_lm_coef: float = field(default=0.1, metadata=at_least(0))
