@@ -170,7 +170,7 @@ def test_the_report_reads_a_saved_one(model_dir, tmp_path, monkeypatch, capsys):
     assert main(shlex.split(options)) == 0
     report = json.loads(Path("out/report.json").read_text())
     assert "run/critic" in capsys.readouterr().out
-    assert any("run/critic" in str(name) for name in report["critics"])
+    assert len(report) == 2 and "run/critic" in json.dumps(report)
 
 
 def test_one_whose_policy_is_not_here_says_so(model_dir, tmp_path):

@@ -213,10 +213,10 @@ def guessed_values(rollout):
 
 def with_planted(values, model_dir, folder, **settings):
     settings = {"num_generations": 4, "reward_range": [0.0, 1.0], "policy_lambda": 0.0, **settings}
+    settings = {"reward": share_of_even, **settings}
     trainer = probe_trainer(
         model_dir,
         folder,
-        reward=share_of_even,
         rollout=coin_flips,
         per_device_train_batch_size=128,
         probe_boundaries="tokens",
@@ -265,11 +265,41 @@ def test_trust_is_a_number_if_that_is_asked_for_and_at_0_the_credit_is_the_basel
     assert torch.equal(rollout["advantages"], (rewards - rewards.mean()).unsqueeze(1).expand(-1, FLIPS))
 
 
-def test_measured_lambda_is_what_is_left_of_the_trust(model_dir, tmp_path):
-    trainer, *_, trust = with_planted(exact_values, model_dir, tmp_path / "a", policy_lambda="measured")
-    assert trainer.state.log_history[-2]["policy_lambda/mean"] == pytest.approx(1 - trust, abs=1e-6)
-    trainer, *_ = with_planted(guessed_values, model_dir, tmp_path / "b", policy_lambda="measured")
-    assert trainer.state.log_history[-2]["policy_lambda/mean"] > 0.94
+def even_prompts_are_easy(prompts, completion_ids, **kwargs):
+    return [0.5 * even + 0.5 * (len(p) % 2) for p, even in zip(prompts, share_of_even(completion_ids), strict=True)]
+
+
+def noise(shape, seed: int):
+    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lambda_of(values, model_dir, folder, **settings) -> tuple[float, float]:
+    trainer, *_, trust = with_planted(values, model_dir, folder, policy_lambda="measured", **settings)
+    return trainer.state.log_history[-2]["policy_lambda/mean"], trust
+
+
+def test_measured_lambda_leans_on_changes_of_value_as_far_as_they_come_true(model_dir, tmp_path):
+    """Of exact values all is right, of guesses nothing, and of exact ones with as much noise as they change, half."""
+    exact, _ = lambda_of(exact_values, model_dir, tmp_path / "exact")
+    assert exact < 0.1
+    guessed, _ = lambda_of(guessed_values, model_dir, tmp_path / "guessed")
+    assert guessed > 0.9
+    change = 0.5 / FLIPS  # and a change has the noise of two states
+
+    def noisy_values(rollout):
+        return exact_values(rollout) + change / 2**0.5 * noise((len(rollout["completion_ids"]), FLIPS + 1), 3) / 0.1
+
+    half, _ = lambda_of(noisy_values, model_dir, tmp_path / "noisy")
+    assert half == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_critic_that_knows_the_prompts_alone_is_trusted_and_its_changes_are_not(model_dir, tmp_path):
+    def values(rollout):
+        easy = rollout["prompt_mask"].sum(1, keepdim=True) % 2
+        return 0.25 + 0.5 * easy + noise((len(easy), FLIPS + 1), 7)
+
+    lam, trust = lambda_of(values, model_dir, tmp_path, reward=even_prompts_are_easy)
+    assert trust > 0.7 and lam > 0.85
 
 
 # --- The run
@@ -368,7 +398,7 @@ def settings_of_a_resumed_run():
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
-    settings = {**settings_of_a_resumed_run(), "rollout": None, "num_generations": 2}
+    settings = {**settings_of_a_resumed_run(), "rollout": None, "num_generations": 2, "policy_lambda": "measured"}
     whole = probe_trainer(model_dir, tmp_path / "whole", **settings)
     whole.train()
     resumed = probe_trainer(model_dir, tmp_path / "resumed", **settings)
@@ -381,7 +411,7 @@ def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
     ]
     texts = [json.dumps(s, default=lambda x: x.tolist() if torch.is_tensor(x) else list(x)) for s in states]
     assert texts[0] == texts[1]
-    assert states[0]["learner"]["steps"] == 3 * 32
+    assert states[0]["learner"]["steps"] == 3 * 32 and len(states[0]["changes"]) == 3
 
 
 def test_a_checkpoint_without_its_state_is_refused(model_dir, tmp_path):

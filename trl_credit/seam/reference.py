@@ -4,11 +4,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import trl.trainer.utils as trl_utils
 from accelerate.utils import is_peft_model
 from torch import nn
-from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from .recording import RecordingSeam
+from .versions import refuse_before_tiles
 
 
 class Reading(NamedTuple):
@@ -51,13 +52,14 @@ class ReferenceSeam(RecordingSeam):
             ValueError: If there is no reference, for `beta` is 0; if the policy has no such layer, or its layers are
                 not where they are in most models.
         """
+        refuse_before_tiles("Listening to the reference model")
         if self.beta == 0:
             raise ValueError("There is no reference model to listen to with `beta=0.0`. Set `beta`, e.g. to 0.03.")
         for layer in layers:
             module_of_layer(self._causal_lm(), layer)
         self._reference_layers, self._first_only = layers, first_only
         if self.ref_model is not None:  # of which TRL wants no entropies; of the policy it does
-            add_fused_lm_head(
+            trl_utils.add_fused_lm_head(
                 self.accelerator.unwrap_model(self.ref_model),
                 temperature=self.temperature,
                 cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32,
@@ -85,7 +87,7 @@ class ReferenceSeam(RecordingSeam):
         adapters: Any = nullcontext()
         if self.ref_model is None:
             policy = self.accelerator.unwrap_model(self.model)
-            adapters = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+            adapters = trl_utils.use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         with torch.no_grad(), adapters:
             self._get_per_token_logps_and_entropies(
                 self.model if self.ref_model is None else self.ref_model,

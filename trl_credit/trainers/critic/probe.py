@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from ...credit.gae import gae
 from ...credit.trust import mixed_advantages
-from ...critics.facts import PROBE, CriticFacts, fingerprint
+from ...critics.facts import PROBE, RUNNING, CriticFacts, fingerprint
 from ...critics.probe.critic import PROMPT, ProbeCritic, Question
 from ...critics.probe.engine import ProbeEngine
 from ...critics.probe.learner import ProbeLearner
@@ -15,6 +16,7 @@ from ...critics.probe.network import ProbeNetwork
 from ...critics.probe.replay import ReplayBuffer
 from ...segmenting import Segmenter
 from .probe_config import MEASURED
+from .reward_range import RewardRange
 
 
 DEFAULT_RATE = 5e-3
@@ -37,6 +39,21 @@ class Probe:
 
     # --- What it is
 
+    # What to do where rewards have no range.
+    takes_any_reward = "or take another critic than `'probe'`, whose `reward_range` may be 'running'"
+
+    def range_to_begin_with(self) -> RewardRange:
+        """The range of the first rollout, and of all others."""
+        args, own = self.trainer.args, self.trainer.range_of_source
+        if args.reward_range == args._default("reward_range"):
+            return RewardRange(own or (0.0, 1.0))
+        if args.reward_range == RUNNING:
+            raise ValueError(
+                f"{type(args).__name__}: `reward_range={RUNNING!r}` cannot be had with a probe critic, whose replay "
+                "buffer is of one range. Set it to the lowest and the highest reward."
+            )
+        return RewardRange(args.reward_range)
+
     def make_critic(self, policy, critic, peft_config) -> ProbeNetwork:
         """The head, a fresh one or that of an earlier run."""
         trainer = self.trainer
@@ -44,7 +61,7 @@ class Probe:
         trainer.args = args
         # There is nothing to pretrain or to freeze, nor to update when the policy steps.
         args.critic_pretraining_steps, args.critic_updates_per_step, args.critic_freeze = 0, 0, None
-        args.reward_range = args.reward_range or [0.0, 1.0]
+        args.reward_range = low, high = list(trainer.value_range)
         if trainer.critic_processing_class is not trainer.processing_class:
             raise ValueError("`critic_processing_class` has no effect: a probe critic reads no text. Drop it.")
         if (args.probe_boundaries == PROMPT) != (args._default("probe_boundaries") == PROMPT):
@@ -57,7 +74,6 @@ class Probe:
         if critic != PROBE:
             return ProbeNetwork.load(critic)
         config = trainer.accelerator.unwrap_model(trainer.model).config.get_text_config()
-        low, high = args.reward_range
         return ProbeNetwork(
             self.question.feature_size(config.hidden_size),
             args.probe_hidden_size,
@@ -106,7 +122,8 @@ class Probe:
     def critic_settings(self) -> dict[str, Any]:
         """See [`~trl_credit.trainers.critic.CriticTrainer.critic_settings`]."""
         names = ("boundaries", "boundary_quantile", "layers", "uncertainty", "hidden_size")
-        return {name: getattr(self.trainer.args, name) for name in ("reward_range", *(f"probe_{x}" for x in names))}
+        own = {f"probe_{name}": getattr(self.trainer.args, f"probe_{name}") for name in names}
+        return {"reward_range": list(self.trainer.value_range), **own}
 
     def critic_options(self) -> list[str]:
         """See [`~trl_credit.trainers.critic.CriticTrainer.critic_options`]."""
@@ -168,8 +185,15 @@ class Probe:
 
     @property
     def measured_lambda(self) -> float:
-        """λ for `policy_lambda="measured"`."""
-        return 1 - self.trainer.engine.trust
+        """λ for `policy_lambda="measured"`: what the critic's changes of value do not account for."""
+        return 1 - self.trainer.engine.trust_in_changes
+
+    def measure_changes(self, earned, values, returns, steps: torch.Tensor, mode: str) -> None:
+        """Take note of how its values changed from state to state, before it learns from the rollout."""
+        if mode == "train":
+            changes, _ = gae(earned, values, steps, lam=0.0)
+            goes_on = steps & (steps.flip(1).cumsum(1).flip(1) > 1)  # what comes after the last is the reward itself
+            self.trainer.engine.measure_changes(changes[goes_on], returns[goes_on])
 
     def lean(self, advantages, rewards, rollout: dict, mode: str) -> torch.Tensor:
         """Its advantages as far as it is trusted, and for the rest those of the group or of the rollout."""
