@@ -35,6 +35,20 @@ def turn_starts(mask: torch.Tensor) -> torch.Tensor:
     return mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
 
 
+def turn_ends(mask: torch.Tensor) -> torch.Tensor:
+    """
+    The last token of each turn of the policy.
+
+    Args:
+        mask (`torch.Tensor`):
+            Trained tokens, shape `(B, T)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, boolean.
+    """
+    return turn_starts(mask.flip(1)).flip(1)
+
+
 def held(x: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     """
     What is known at the starts of segments, for every token up to the next one.

@@ -25,7 +25,7 @@ class RecordingSeam(GRPOTrainer):
         check_trainer(self)
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
         # Of each reward function its rewards per token of the latest rollout: {row of this process: list}.
-        self._token_scores: list[dict[int, list[float]]] = [{} for _ in self.reward_funcs]
+        self._token_scores: list[dict[int, Any]] = [{} for _ in self.reward_funcs]
 
     def log_value(self, mode: str, name: str, value: float) -> None:
         """

@@ -1,6 +1,5 @@
 import copy
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import nn
 from transformers import ProcessorMixin, Trainer
 from transformers.training_args import OptimizerNames
 
-from ...credit.bounded_values import output_for
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, ROWS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
@@ -21,9 +19,9 @@ from ...critics.refusals import refuse_image_columns, refuse_other_vocabulary
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
 from ...seam.trainer import critic_source
+from .bounds import BoundsOfValues
 from .critic_config import CriticConfig
-from .pretraining import CRITIC_FOLDER, CriticPretraining
-from .reward_range import away_from_the_ends
+from .pretraining import CRITIC_FOLDER
 from .symptoms import Symptoms
 
 
@@ -32,7 +30,7 @@ from .symptoms import Symptoms
 HIGHEST_RATE, RATE_TIMES_WIDTH = 1e-3, 0.1
 
 
-class CriticTrainer(CriticPretraining):
+class CriticTrainer(BoundsOfValues):
     """
     A trainer with a critic beside the policy, which it creates, pretrains, updates, saves and resumes. Subclasses say
     what network the critic is, what its loss is and, in `assign_credit`, how its values are used.
@@ -70,6 +68,7 @@ class CriticTrainer(CriticPretraining):
         self.critic_kind = self.kind_of(critic, self._source_facts)
         if self._source_facts is not None:
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
+        self._range = self.range_to_begin_with()
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         if getattr(self.args, "critic_prompt_template", None) is not None and self.environment_factories is not None:
@@ -79,8 +78,6 @@ class CriticTrainer(CriticPretraining):
             )
         _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
-        # Whether the critic has a head that has still to be told where to start.
-        self._head_waits = False
         with seeded(self.args.seed):
             self.critic = self.make_critic(policy, critic, critic_peft_config)
         if self.args.critic_freeze is not None:
@@ -116,6 +113,18 @@ class CriticTrainer(CriticPretraining):
         """How much counts in it."""
         raise NotImplementedError
 
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        """
+        What is in the micro-batches of an optimizer step, as the critic is trained on it: as many batches on every
+        process. The sums of loss and count over all of them are what matters, not what is in which.
+        """
+        return micro_batches
+
+    @property
+    def sequences_at_once(self) -> int:
+        """Sequences that the critic may read at a time, however long they are."""
+        return self.args.per_device_train_batch_size if self.args.critic_update_batch_tokens is None else 1
+
     def critic_head(self) -> dict[str, Any]:
         """Parameters of the critic that are trained at `critic_head_learning_rate`, by name."""
         return trained_head(self.critic)
@@ -145,7 +154,7 @@ class CriticTrainer(CriticPretraining):
 
     def critic_settings(self) -> dict[str, Any]:
         """The config options that determine what the critic is asked and how its answers are read."""
-        return {}
+        return {"reward_range": None if self._range is None else list(self._range)}
 
     def critic_options(self) -> list[str]:
         """The config options that say how the critic is trained, for its model card."""
@@ -187,38 +196,6 @@ class CriticTrainer(CriticPretraining):
             )
         self._head_waits = asked is None and is_fresh
         return network
-
-    @property
-    def value_range(self) -> Sequence[float] | None:
-        """Lowest and highest value of a critic that puts out the logit between them; `None`: it puts out values."""
-        return None
-
-    def head_output(self, value: float) -> float:
-        """What a fresh head puts out where it is to say `value`. A measured mean may lie at an end of the range."""
-        if self.value_range is not None and self.args.critic_initial_value is None:
-            value = away_from_the_ends(value, self.value_range)
-        return output_for(value, self.value_range)
-
-    def start_head(self, rewards: torch.Tensor, mode: str) -> None:
-        """
-        Let a fresh head start at the mean reward of the first rollout to train on. Call it before values are used.
-
-        Args:
-            rewards (`torch.Tensor`):
-                Those of [`CreditTrainer.assign_credit`], shape `(B,)`.
-            mode (`str`):
-                `"train"` or `"eval"`: an evaluation changes nothing.
-        """
-        if not self._head_waits or mode == "eval":
-            return
-        scored = rewards.isfinite()
-        total, count = self.total(torch.stack([torch.where(scored, rewards, 0).sum(), scored.sum()])).tolist()
-        if count == 0:
-            return
-        bias = [name for name, p in trained_head(self.engine.network).items() if name.endswith("bias")]
-        for name in bias:  # none where the architecture's head has none
-            self.engine.fill(name, self.head_output(total / count))
-        self._head_waits = False
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
         """What a critic with its own base starts from, by default the policy's checkpoint, and how to load it."""
@@ -267,6 +244,7 @@ class CriticTrainer(CriticPretraining):
                         self.args.gradient_checkpointing if checkpointing is None else checkpointing
                     ),
                     gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                    offload=self.args.critic_offload,
                 ),
             )
             self.critic = self._engine.network
@@ -300,7 +278,7 @@ class CriticTrainer(CriticPretraining):
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the micro-batches of an optimizer step."""
         started = time.perf_counter()
-        result = self.engine.update(micro_batches, self.critic_loss, self.critic_count)
+        result = self.engine.update(self.critic_batches(micro_batches), self.critic_loss, self.critic_count)
         if result is not None:
             for name, value in result.items():
                 self.log_value("train", f"{prefix}/{name}", value)
@@ -369,6 +347,7 @@ class CriticTrainer(CriticPretraining):
             self.drop_the_best()  # of an earlier run
         else:
             facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
+            self.take_range(facts)
             if facts is not None:
                 facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
             self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
@@ -394,6 +373,7 @@ class CriticTrainer(CriticPretraining):
 
     def load_networks(self, folder: Path) -> None:
         self.engine.go_back(folder, folder / CRITIC_FOLDER)
+        self.take_range(CriticFacts.load(folder / CRITIC_FOLDER))
 
     def save_training_state(self, folder: Path) -> None:
         self.engine.save_state(folder, **self._pretraining, head_waits=int(self._head_waits))
@@ -416,7 +396,12 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
     name, optim_args = args.critic_optim, args.critic_optim_args
     ours: Any = copy.copy(args)
     ours.optim, ours.optim_args = OptimizerNames(name), None
-    _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    if name.startswith("schedule_free"):
+        raise ValueError(f"`critic_optim={name!r}` has weights of its own to evaluate, which a critic does not use.")
+    try:
+        _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    except (ImportError, ValueError) as error:  # of a library that is not installed
+        raise ValueError(f"`critic_optim={name!r}` cannot be used here: {error}") from error
     ours.optim_args = optim_args
     optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
     if optim_args is not None and kwargs == plain:

@@ -1,9 +1,10 @@
 from dataclasses import dataclass, field
 
+from ...critics.facts import RUNNING
 from ...critics.prompt_tokens import template_columns
-from ...options import one_of, such_that, unless
+from ...options import one_of, unless
 from ..critic.critic_config import CriticConfig
-from ..critic.reward_range import is_range, refuse_start_outside
+from ..critic.reward_range import A_RANGE, as_range, refuse_start_outside
 
 
 @dataclass
@@ -20,9 +21,10 @@ class SPPOConfig(CriticConfig):
         critic_loss (`str`, *optional*, defaults to `"bce"`):
             Loss of the critic: `"bce"`, binary cross-entropy on the logit of the value, for rewards within
             `reward_range`; `"mse"`, half the squared error, for any rewards.
-        reward_range (`list[float]`, *optional*, defaults to `[0.0, 1.0]`):
+        reward_range (`list[float]` or `str`, *optional*, defaults to `"running"`):
             Lowest and highest possible reward, with `critic_loss="bce"`: rewards are mapped from this range to [0, 1]
-            for the critic, and values are mapped back.
+            for the critic, and values are mapped back. Rewards outside are refused. `"running"` learns the range: it
+            begins with [0, 1] and grows to hold every reward of the training.
         critic_prompt_template (`str`, *optional*):
             What the critic reads in the place of the prompt: text with columns of the dataset in braces, `{prompt}`
             among them, e.g. `"{prompt}\n\nReference answer: {solution}"`. In a conversation `{prompt}` is the content
@@ -39,9 +41,9 @@ class SPPOConfig(CriticConfig):
 
     num_generations: int | None = 1
     critic_loss: str = field(default="bce", metadata=one_of("bce", "mse"))
-    reward_range: list[float] = field(
-        default_factory=lambda: [0.0, 1.0],
-        metadata=such_that(is_range, "two finite numbers, the lower one first") | unless(critic_loss="mse"),
+    reward_range: list[str] | None = field(  # type: ignore[assignment]
+        default_factory=lambda: RUNNING,  # parsers know no other default of a list
+        metadata=A_RANGE | unless(critic_loss="mse"),
     )
     critic_prompt_template: str | None = None
     critic_initial_value: float | None = None
@@ -49,8 +51,7 @@ class SPPOConfig(CriticConfig):
     critic_pretraining_steps: int = 0
 
     def __post_init__(self):
-        if is_range(self.reward_range):
-            self.reward_range = [float(end) for end in self.reward_range]
+        self.reward_range = as_range(self.reward_range)
         self.check_options()
         if self.critic_loss == "bce":
             refuse_start_outside(self)

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +10,10 @@ from ...credit.fit import explained_variance, fit_sums
 from ...credit.value_loss import binary_cross_entropy, squared_error
 from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
-from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts, rows_of
+from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts
 from ...critics.refusals import refuse_other_vocabulary
 from ..critic.critic_trainer import CriticTrainer
-from ..critic.reward_range import refuse_rewards_outside
+from ..critic.reward_range import RewardRange
 from ..value_report import extremes
 from .sppo_config import SPPOConfig
 
@@ -118,12 +117,12 @@ class SPPOTrainer(CriticTrainer):
         return self.make_value_model(policy, critic, peft_config)
 
     @property
-    def value_range(self) -> Sequence[float] | None:
-        return self.args.reward_range if self.args.critic_loss == "bce" else None
+    def value_range(self) -> RewardRange | None:
+        return super().value_range if self.args.critic_loss == "bce" else None
 
     def critic_settings(self) -> dict[str, Any]:
-        names = ("critic_loss", "reward_range", "critic_prompt_template")
-        return {name: getattr(self.args, name) for name in names}
+        names = ("critic_loss", "critic_prompt_template")
+        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in names}}
 
     def critic_facts(self) -> CriticFacts:
         return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
@@ -132,12 +131,14 @@ class SPPOTrainer(CriticTrainer):
         own = (
             self._critic_processing_class if self.args.critic_prompt_template is None else self.critic_processing_class
         )
+        of_policy = self.args.per_device_train_batch_size * (self.max_completion_length or 0)
         return PromptCritic(
             runner,
             own,
             self.args.critic_loss,
-            self.args.reward_range,
-            batch_size=self.args.per_device_train_batch_size,
+            self.value_range or (0.0, 1.0),
+            batch_size=self.sequences_at_once,
+            batch_tokens=self.args.critic_update_batch_tokens or of_policy,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
             prompt_template=self.args.critic_prompt_template,
@@ -151,8 +152,8 @@ class SPPOTrainer(CriticTrainer):
     def critic_count(self, inputs: dict) -> torch.Tensor:
         return torch.tensor(len(inputs["targets"]))
 
-    def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
-        """One update on the prompts of an optimizer step, each prompt once, with all its targets."""
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        """The prompts of an optimizer step, each prompt once, with all its targets."""
         prompts, targets = (
             self.accelerator.gather(torch.cat([inputs[name] for inputs in micro_batches]))
             for name in ("critic_prompts", "critic_targets")
@@ -160,12 +161,10 @@ class SPPOTrainer(CriticTrainer):
         scored = targets.isfinite()
         distinct, prompt_of_target = prompts[scored].unique(dim=0, return_inverse=True)
         batches = []
-        for index in self.critic_reader.share_of(len(distinct), distinct.device):
+        for index in self.critic_reader.batches(distinct):
             target, prompt = (prompt_of_target.unsqueeze(1) == index).nonzero(as_tuple=True)
-            batches.append(
-                {"prompts": rows_of(distinct, index), "prompt_of_target": prompt, "targets": targets[scored][target]}
-            )
-        return super().update_critic(batches, prefix)
+            batches.append({"prompts": distinct[index], "prompt_of_target": prompt, "targets": targets[scored][target]})
+        return batches
 
     def describe_critic(self) -> str:
         return (
@@ -178,7 +177,7 @@ class SPPOTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        targets = self._targets(rewards)
+        self.keep_in_range(rollout, rewards, mode, "to 'running', or `critic_loss='mse'`, which takes any")
         self.start_head(rewards, mode)
         prompts, is_cut = self.critic_reader.prompts(self.with_prompts(rollout))
         values = self.critic_reader.prompt_values(prompts)
@@ -191,7 +190,7 @@ class SPPOTrainer(CriticTrainer):
             "values": values,
             "advantages": torch.where(counted, rewards - values, 0),
             "critic_prompts": prompts,
-            "critic_targets": torch.where(counted, targets, torch.nan),
+            "critic_targets": torch.where(counted, self._targets(rewards), torch.nan),
         }
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
@@ -201,16 +200,12 @@ class SPPOTrainer(CriticTrainer):
 
     def _targets(self, rewards: torch.Tensor) -> torch.Tensor:
         """What the critic should predict: rewards mapped from their range to [0, 1], or as they are."""
-        if self.value_range is None:
-            return rewards
-        refuse_rewards_outside(self, rewards, self.value_range, "`critic_loss='mse'`")
-        return position_in_range(rewards, self.value_range)
+        return rewards if self.value_range is None else position_in_range(rewards, self.value_range)
 
     # --- What is logged
 
     def _report(self, mode, values, rewards, counted, is_cut) -> None:
-        bounded = self.args.critic_loss == "bce"
-        low, high = self.args.reward_range if bounded else (0.0, 0.0)
+        low, high = self.value_range or (0.0, 0.0)
         fit = fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
         self._fit[mode] = self._fit.get(mode, 0) + fit.sum(0)
         self.explained_variance = explained_variance(self.accelerator.gather(fit))
@@ -228,7 +223,7 @@ class SPPOTrainer(CriticTrainer):
                 "critic/cut_prompts": (is_cut.sum(), len(is_cut)),
             },
         )
-        if bounded:
+        if self.value_range is not None:
             scale = high - low
             sums = calibration_sums((values - low) / scale, (rewards - low) / scale, counted)
             self._calibration[mode] = self._calibration.get(mode, 0) + sums
