@@ -180,6 +180,7 @@ def test_a_name_that_moves_is_named(model_dir, tmp_path, monkeypatch):
 
 
 def test_a_network_beside_the_policy_generates_as_trls_policy_does(model_dir):
+    """With `unwrap_model_for_generation`, which `seam/versions.py` calls as each version of TRL has it."""
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
     from trl.generation.vllm_generation import VLLMGeneration

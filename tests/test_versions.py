@@ -2,7 +2,10 @@
 
 import importlib
 import logging
+import re
+import tomllib
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -166,3 +169,16 @@ def test_all_that_the_seam_uses_is_in_the_canary():
     private = {name for name in names_used(trees) & names_of_trl() if name.startswith("_")}
     assert private - listed - OF_TRANSFORMERS - {"_name", "_tag_names", "_paper"} == set()
     assert names_imported(trees) - listed - {"accuracy_reward"} == set()
+
+
+def test_the_oldest_set_of_versions_is_what_the_package_asks_for():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = tomllib.loads((root / "tests/versions/sets.toml").read_text(encoding="utf-8"))["oldest"]["pins"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["peft"]]
+    asked += project["optional-dependencies"]["deepspeed"]
+    bounds = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in asked if ">=" in line)
+    pins = dict(pin.split("==") for pin in oldest)
+    assert pins.keys() == bounds.keys()
+    for name, bound in bounds.items():
+        assert Version(pins[name]) == Version(bound), name

@@ -1,13 +1,13 @@
 """
 Make an environment of each set of versions in sets.toml, run the tests there, and record what came of it:
 
-    python tests/versions/run.py [SET ...] [--tests seam|quick] [--folder DIR] [--page]
+    python tests/versions/run.py [SET ...] [--tests short|seam|quick] [--folder DIR] [--page]
 
-An environment takes all that its set does not pin from the one that this runs in, so that it is made in seconds; one of
-another Python is made anew by examples/install.sh, with the interpreter `pythonX.Y` of the path or of pyenv. `seam` are
-the tests of TRL's private names, that λ = 0 is GRPO bit for bit, and runs of every trainer, resumed and not, and with
-the Hub; `quick`, the default, is the quick tier and the same runs. Results go to docs/results/versions.json and the
-page beside it; `--page` writes the page alone.
+An environment takes all that its set does not pin from the one that this runs in, so that it is made in seconds, once;
+one of another Python is made anew by examples/install.sh, with the interpreter `pythonX.Y` of the path or of pyenv.
+`short` are TRL's private names, that λ = 0 is GRPO bit for bit, and some runs that are resumed; `seam` is all of the
+seam's tests, and runs of every trainer, resumed and not, and with the Hub; `quick`, the default, is the quick tier and
+the same runs. Results go to docs/results/versions.json and the page beside it; `--page` writes the page alone.
 """
 
 import argparse
@@ -32,6 +32,17 @@ PACKAGES = ("torch", "trl", "transformers", "accelerate", "peft", "datasets", "d
 SEAM = ["test_seam.py", "test_seam_contract.py", "test_seam_critic.py", "test_seam_sampling.py"]
 SEAM += ["test_versions.py", "test_equals_grpo.py", "test_resume_amid_rollout.py"]
 NOT_SLOW = ["-m", "not slow and not distributed and not vllm"]
+SHORT = [
+    "test_seam.py",
+    "test_seam_critic.py",
+    "test_versions.py",
+    "test_seam_contract.py::test_two_micro_batches_of_unequal_lengths_have_the_loss_and_gradient_of_one_batch",
+    "test_equals_grpo.py::test_no_trace_and_no_clamp_is_grpo_bit_for_bit",
+    *(
+        f"test_compatibility.py::test_a_resumed_run_is_the_run_to_the_bit[{name}]"
+        for name in ("grpo-lambda", "vineppo", "vapo", "sppo")
+    ),
+]
 # Every trainer, resumed and not, and the Hub.
 RUNS = [
     "test_compatibility.py::test_one_process_moves_every_weight_of_every_network",
@@ -39,6 +50,7 @@ RUNS = [
     "test_hub.py::test_published_weights_are_the_final_weights_bit_for_bit",
 ]
 STAGES = {
+    "short": [(SHORT, ["-m", ""])],
     "seam": [(SEAM, NOT_SLOW), (RUNS, ["-m", "slow"])],
     "quick": [([""], NOT_SLOW), (RUNS, ["-m", "slow"])],
 }
@@ -47,6 +59,9 @@ STAGES = {
 def make_environment(folder: Path, pins: list[str], python: str | None) -> Path:
     """An environment with these packages; its interpreter."""
     interpreter = folder / "bin" / "python"
+    made, what = folder / "made", " ".join([*pins, str(python)])
+    if made.exists() and made.read_text() == what:
+        return interpreter
     install = ["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     if python is None or python == here:
@@ -64,6 +79,7 @@ def make_environment(folder: Path, pins: list[str], python: str | None) -> Path:
         make = ["bash", str(ROOT / "examples" / "install.sh"), str(folder), "test"]
         subprocess.run(make, check=True, env={**os.environ, "PYTHON": str(found)})
         subprocess.run([str(interpreter), *install, *pins], check=True)
+    made.write_text(what)
     return interpreter
 
 
@@ -98,9 +114,9 @@ def write_page() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = [
         "Sets of versions that were tried, each in an environment of its own, by `python tests/versions/run.py`, which",
-        "writes this table; `tests/versions/sets.toml` says what each set pins. *seam* are the tests of TRL's private",
-        "names, that λ = 0 is GRPO bit for bit, and runs of every trainer, resumed and not, and with the Hub; *quick*",
-        "is the quick tier and the same runs.",
+        "writes this table; `tests/versions/sets.toml` says what each set pins. *short* are the tests of TRL's private",
+        "names, that λ = 0 is GRPO bit for bit, and some runs that are resumed; *seam* is all of the seam's tests, and",
+        "runs of every trainer, resumed and not, and with the Hub; *quick* is the quick tier and the same runs.",
         "",
         "| set | " + " | ".join(("Python", *PACKAGES)) + " | tests | passed | skipped | failed | minutes | date |",
         "| --- |" + " --- |" * (len(PACKAGES) + 7),

@@ -109,9 +109,9 @@ def names_that_moved() -> Iterator[str]:
             yield f"`GRPOTrainer.{name}` is gone"
         elif arguments and not _takes(getattr(trainer, name), "self, " + arguments):
             yield f"`GRPOTrainer.{name}` does not take ({arguments.replace('=', '=…')})"
-    for name, keys in KEYS.items():
-        texts = _texts_of(inspect.unwrap(getattr(trainer, name, _nothing)).__code__)
-        yield from (f"`GRPOTrainer.{name}` does not know `{key}`" for key in keys.split() if key not in texts)
+    for name in KEYS.keys() & set(dir(trainer)):
+        texts = _texts_of(inspect.unwrap(getattr(trainer, name)).__code__)
+        yield from (f"`GRPOTrainer.{name}` does not know `{key}`" for key in KEYS[name].split() if key not in texts)
 
 
 def attributes_that_moved(trainer) -> Iterator[str]:
@@ -130,7 +130,7 @@ def rollout_that_moved(rollout: dict) -> Iterator[str]:
     """What TRL's rollout no longer has, or has in another shape."""
     shape = rollout["completion_ids"].shape if "completion_ids" in rollout else (0, 0)
     prompt = rollout["prompt_ids"].shape if "prompt_ids" in rollout else (0, 0)
-    shapes = {
+    shapes: dict[str, tuple] = {
         "prompt_ids": (shape[0], prompt[-1]),
         "prompt_mask": (shape[0], prompt[-1]),
         "completion_ids": shape,
@@ -167,10 +167,6 @@ def _texts_of(code: CodeType) -> set[str]:
             several = constant if isinstance(constant, tuple) else (constant,)
             texts |= {text for text in several if isinstance(text, str)}
     return texts
-
-
-def _nothing():
-    pass
 
 
 def _in_words(found) -> str:
