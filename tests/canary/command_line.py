@@ -9,6 +9,8 @@ from types import FunctionType, SimpleNamespace
 import torch
 import trl
 
+from trl_credit.seam.versions import HAS_TILED_HEAD
+
 from .run import check
 
 
@@ -32,7 +34,7 @@ def model_card(run):
 @check
 def functions():
     utils = importlib.import_module("trl.trainer.utils")
-    tiles = ("add_fused_lm_head", "_CHUNKED_LOGPROB_CHUNK_SIZE")
+    tiles = ("add_fused_lm_head", "_CHUNKED_LOGPROB_CHUNK_SIZE") if HAS_TILED_HEAD else ()
     for name in ("get_config_model_id", "is_async_callable", "maybe_gather_lm_head_ctx", *tiles):
         assert hasattr(utils, name), f"`trl.trainer.utils` has no `{name}` any more"
     models = importlib.import_module("trl.models.utils")

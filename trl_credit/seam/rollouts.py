@@ -12,6 +12,7 @@ from .loss import trained_tokens
 from .rollout_keys import check_keys, declared_keys
 from .sampling import SamplingSeam
 from .user_functions import TurnScores
+from .versions import check_rollout
 
 
 class RolloutSeam(SamplingSeam):
@@ -244,6 +245,7 @@ class RolloutSeam(SamplingSeam):
             rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
         finally:
             self._scores_tokens, self.vllm_importance_sampling_correction = True, corrects
+        check_rollout(rollout)
         self._fields_of_completions = set(inputs[0]) - columns
         self._place_rewards_of_turns(rollout)
         if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
