@@ -63,7 +63,7 @@ class Game:
 
 
 def worth_of_turns(completions, **kwargs) -> list[list[float]]:
-    """A reward for each turn, a message of the assistant: what it costs, and what the tool's answers to it are worth."""
+    """A reward for each turn, a message of the assistant: what it costs, and what the tool's answers are worth."""
     rewards = []
     for completion in completions:
         turns: list[float] = []
