@@ -1,8 +1,8 @@
 """
 What is to be measured as soon as a GPU is at hand, most important first, in 25 minutes and with nothing to download.
 
-    python benchmarks/gpu/run.py --output docs/results/gpu.json
-    python benchmarks/gpu/make_table.py docs/results/gpu.json --output docs/results/gpu.md
+    python benchmarks/gpu/run.py --output outputs/gpu.json
+    python benchmarks/gpu/make_table.py outputs/gpu.json --output outputs/gpu.md
 
 Every job is a process of its own. Its result is in the file as soon as it ends, so that a run that is cut off keeps
 what it has; a second run with the same file makes the jobs that are missing. A job that there is no time for is left
