@@ -74,7 +74,8 @@ def jobs(toy: bool) -> list[Job]:
 def run(job: Job, seconds_left: float) -> dict:
     """What the job prints in its last line, as JSON, or why there is nothing."""
     argv = [sys.executable, str(HERE / job.argv[0]), *job.argv[1:], "--seconds", str(int(seconds_left))]
-    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
+    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": one_gpu}
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds_left, env=environment)
     except subprocess.TimeoutExpired:
