@@ -17,6 +17,7 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from measuring import make_tokenizer, run_in_process
@@ -202,7 +203,6 @@ def planned(method: str, size: Size) -> dict:
     from trl_credit.planner import Setup, critics, make_plan, shape_of
     from trl_credit.planner.memory import CRITIC, POLICY, STEP
 
-    critics.SEGMENT, critics.QUESTION, critics.TAIL = SEGMENT, 0, 1
     setup = Setup(
         method,
         shape_of(model_config(size, make_tokenizer())),
@@ -218,7 +218,8 @@ def planned(method: str, size: Size) -> dict:
         answer=ANSWER,
         on_cpu=True,
     )
-    plan = make_plan(setup)
+    with patch.multiple(critics, SEGMENT=SEGMENT, QUESTION=0, TAIL=1):  # of the short template
+        plan = make_plan(setup)
     critic = max(plan.total(CRITIC), plan.total(STEP)) if setup.has_critic else 0.0
     return {"policy": plan.total(POLICY), "critic": critic}
 
@@ -244,7 +245,10 @@ def table(measured: dict) -> str:
                     f"{off[-1]:+.1%} |"
                 )
     far = sum(abs(x) > 0.1 for x in off)
-    lines += ["", f"{len(off) - far} of {len(off)} plans are within 10 %; they are off by {min(off):+.1%} to {max(off):+.1%}."]
+    lines += [
+        "",
+        f"{len(off) - far} of {len(off)} plans are within 10 %; they are off by {min(off):+.1%} to {max(off):+.1%}.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -64,7 +64,7 @@ def work(folder: Path, engine_name: str, hidden: int) -> None:
 
     def digest(engine) -> str:
         found = hashlib.sha256()
-        for weights in (engine.backend.weights(), *engine.backend.optimizer_state()["state"].values()):
+        for weights in (engine.backend.weights(), *engine.backend.optimizer_state().get("state", {}).values()):
             for name, weight in sorted(weights.items()):
                 found.update(str(name).encode() + weight.cpu().contiguous().numpy().tobytes())
         return found.hexdigest()

@@ -52,7 +52,11 @@ def tables(results: dict) -> str:
             lines.append(
                 f"| {row['task']} | `{row['trainer']}` | {row['steps']} | {row['first']:.3f} | {row['last']:.3f} |"
             )
-    absent = [f"{name} ({(result.get('error') or result['left_out']).splitlines()[-1]})" for name, result in done.items() if name not in found]
+    absent = [
+        f"{name} ({(result.get('error') or result['left_out']).splitlines()[-1]})"
+        for name, result in done.items()
+        if name not in found
+    ]
     if absent:
         lines += ["", f"Not measured: {'; '.join(absent)}."]
     return "\n".join(lines) + "\n"

@@ -4,10 +4,10 @@ What is to be measured as soon as a GPU is at hand, most important first, in 25 
     python benchmarks/gpu/run.py --output docs/results/gpu.json
     python benchmarks/gpu/make_table.py docs/results/gpu.json --output docs/results/gpu.md
 
-Every job is a process of its own. Its result is in the file as soon as it ends, so that a run that is cut off keeps what
-it has; a second run with the same file makes the jobs that are missing. A job that there is no time for is left out, and
-one that fails is written down with its error. `--toy` runs everything at toy size on a CPU and in this process, to see
-that nothing is broken.
+Every job is a process of its own. Its result is in the file as soon as it ends, so that a run that is cut off keeps
+what it has; a second run with the same file makes the jobs that are missing. A job that there is no time for is left
+out, and one that fails is written down with its error. `--toy` runs everything at toy size on a CPU and in this
+process, to see that nothing is broken.
 """
 
 import argparse
@@ -54,7 +54,11 @@ def jobs(toy: bool) -> list[Job]:
     shapes, lengths = (list(SHAPES)[:1], LENGTHS[:1]) if toy else (SHAPES, LENGTHS)
     found = [Job("kernels", ("precision.py",), 60)]
     steps = [
-        Job(f"step {shape} {length} {trainer}", ("training_steps.py", shape, str(length), trainer), 60 if shape == "0.5B" else 100)
+        Job(
+            f"step {shape} {length} {trainer}",
+            ("training_steps.py", shape, str(length), trainer),
+            60 if shape == "0.5B" else 100,
+        )
         for shape in shapes
         for length in lengths
         for trainer in TRAINERS

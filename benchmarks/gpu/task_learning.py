@@ -55,7 +55,9 @@ def gym(rows: int):
     """Problems, and the reward of their answers."""
     import reasoning_gym
 
-    problems = reasoning_gym.create_dataset(TASK, size=rows, seed=0, min_terms=2, max_terms=3, min_digits=1, max_digits=2)
+    problems = reasoning_gym.create_dataset(
+        TASK, size=rows, seed=0, min_terms=2, max_terms=3, min_digits=1, max_digits=2
+    )
     ask = "{} Answer with the number alone."
     data = [
         {"prompt": [{"role": "user", "content": ask.format(row["question"])}], "row": i}

@@ -1,4 +1,4 @@
-"""What the logits of GenAC's answers take, whole and in tiles, with the vocabulary of Qwen2.5 and one layer below it."""
+"""What the logits of GenAC's answers take, whole and in tiles, with Qwen2.5's vocabulary and one layer below it."""
 
 from unittest.mock import patch
 

@@ -8,6 +8,7 @@ the updates of policy and critic, and the critic's values.
 import statistics
 import tempfile
 import time
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset
@@ -17,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit.methods import METHODS
 from trl_credit.planner import GIB, Setup, critics, make_plan, shape_of
-from trl_credit.planner.memory import PROCESS
+from trl_credit.planner.memory import ANSWERS, GENERATION, PROCESS
 
 
 PROMPT, ANSWER, STEPS, ACCUMULATION = 32, 64, 3, 2
@@ -39,7 +40,6 @@ def settings_of(trainer: str) -> dict:
 
 def planned(trainer: str, config, length: int, toy: bool) -> float:
     """GiB by the planner, without the guess for what is not tensors."""
-    critics.QUESTION = critics.TAIL = 2  # of the short template
     setup = Setup(
         trainer,
         shape_of(config),
@@ -51,8 +51,10 @@ def planned(trainer: str, config, length: int, toy: bool) -> float:
         answer=ANSWER,
         on_cpu=toy,
     )
-    plan = make_plan(setup)
-    return (max(map(plan.total, plan.phases[1:])) - (0 if toy else PROCESS)) / GIB
+    with patch.multiple(critics, QUESTION=0, TAIL=1):  # of the short template
+        plan = make_plan(setup)
+    updates = [phase for phase in plan.phases if phase not in (GENERATION, ANSWERS)]
+    return (max(map(plan.total, updates)) - (0 if toy else PROCESS)) / GIB
 
 
 def main():

@@ -49,6 +49,29 @@ def vllm_is_asked_in_the_same_place(run):
 
 
 @check
+def vllm_is_given_the_policy_again_when_it_may_have_lost_it(run):
+    trainer, synced = run.trainer, []
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
+    trainer.vllm_generation = SimpleNamespace(
+        generate=lambda prompts, **kwargs: (None, [[68]], [[[0.0]]], None), sync_weights=lambda: synced.append(True)
+    )
+    try:
+        trainer._generate_single_turn([[65, 66]], None, {}, 1)
+    finally:
+        trainer.use_vllm = False
+        del trainer.vllm_generation
+    assert synced, "`_last_loaded_step` does not say whether vLLM is given the policy's weights"
+
+
+@check
+def vllm_can_be_lent():
+    source = inspect.getsource(importlib.import_module("trl.generation.vllm_generation").VLLMGeneration)
+    for name in ("def _init_vllm(self)", "self.llm = ", "self.tp_group, ", "self.vllm_client = "):
+        assert name in source, f"`VLLMGeneration` does not have its engine by `{name}`"
+    assert "self._llm_weights_sleeping = True" in source, "`VLLMGeneration` does not know that its weights are lost"
+
+
+@check
 def vllm_reads_its_limit_when_it_is_asked():
     source = inspect.getsource(importlib.import_module("trl.generation.vllm_generation").VLLMGeneration.generate)
     assert "self.max_completion_length" in source, "`max_completion_length` of `VLLMGeneration` is not read there"

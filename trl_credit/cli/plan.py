@@ -37,6 +37,12 @@ def make_parser() -> ArgumentParser:
         default="float32",
         help="of the policy's weights as they are loaded; all compute in bfloat16 (default: %(default)s, as TRL's)",
     )
+    add(
+        "--critic_dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="the same of the base of a critic with adapters (default: %(default)s)",
+    )
     add("--lora_rank", type=int, default=0, help="rank of adapters of policy and critic; 0 for none (default: 0)")
     add("--shared_base", action="store_true", help="the critic is a second adapter on the policy's base")
     add("--no_gradient_checkpointing", action="store_true", help="keep all activations (default: checkpointing)")
@@ -76,6 +82,7 @@ def main(argv: list[str]) -> int:
             accumulation=args.accumulation,
             generations=args.generations,
             dtype=args.dtype,
+            critic_dtype=args.critic_dtype,
             lora_rank=args.lora_rank,
             shared_base=args.shared_base,
             checkpointing=not args.no_gradient_checkpointing,

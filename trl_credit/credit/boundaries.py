@@ -20,6 +20,20 @@ def segment_starts(segments: torch.Tensor) -> torch.Tensor:
     return segments > before
 
 
+def first_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """
+    The first token of each row, whoever wrote it: the state before it is the end of the prompt.
+
+    Args:
+        mask (`torch.Tensor`):
+            Shape `(B, T)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, boolean.
+    """
+    return (torch.arange(mask.shape[1], device=mask.device) == 0).expand(mask.shape)
+
+
 def turn_starts(mask: torch.Tensor) -> torch.Tensor:
     """
     The first token of each turn of the policy: the first trained one of a row, and those after what others wrote.

@@ -25,7 +25,7 @@ KINDS = {
     "token": "a critic of tokens (VAPO, PPO)",
     "prompt": "a critic of prompts (SPPO)",
     "generative": "a generative critic (GenAC)",
-    PROBE: "a probe critic (VAPO)",
+    PROBE: "a probe critic",
 }
 logger = get_logger(__name__)
 

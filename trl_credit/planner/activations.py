@@ -40,23 +40,25 @@ class Pass:
             all heads.
         own_mask (`bool`, *optional*, defaults to `False`):
             Whether all layers share a mask of numbers. Otherwise each makes one of its own from that of truth values.
-        trains_norms (`bool`, *optional*, defaults to `True`):
-            Whether norms are trained; with adapters they are not.
         lora_rank (`int`, *optional*, defaults to `0`):
-            Rank of adapters.
+            Rank of adapters, beside which norms are not trained; 0 for none.
     """
 
     rows: int
     width: int
     masked: bool = True
     own_mask: bool = False
-    trains_norms: bool = True
     lora_rank: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens that the network reads."""
         return self.rows * self.width
+
+    @property
+    def trains_norms(self) -> bool:
+        """Whether norms have gradients."""
+        return not self.lora_rank
 
     @property
     def mask(self) -> int:

@@ -37,7 +37,7 @@ def _sharded(setup: Setup) -> Setup | None:
 
 def _shared(setup: Setup) -> Setup | None:
     fits = setup.method in (*TOKEN_CRITICS, "sppo") and setup.critic is None and setup.lora_rank
-    return replace(setup, shared_base=True) if fits and setup.split in ("one", "ddp") else None
+    return replace(setup, shared_base=True, critic_dtype="float32") if fits and setup.split in ("one", "ddp") else None
 
 
 def _with_adapters(setup: Setup) -> Setup | None:
@@ -47,6 +47,12 @@ def _with_adapters(setup: Setup) -> Setup | None:
 def _low_precision_base(setup: Setup) -> Setup | None:
     # Of weights that are trained in bfloat16 most updates would be lost to rounding; those of a base are not trained.
     return replace(setup, dtype="bfloat16") if setup.lora_rank and setup.dtype == "float32" else None
+
+
+def _low_precision_critic(setup: Setup) -> Setup | None:
+    if not setup.lora_rank or not setup.has_critic or setup.shared_base or setup.critic_dtype == "bfloat16":
+        return None
+    return replace(setup, critic_dtype="bfloat16")
 
 
 # In the order of what they cost: time first, then what the run is.
@@ -64,6 +70,7 @@ _CHANGES: tuple[tuple[str, Callable[[Setup], Setup | None]], ...] = (
     ("--accelerate_config zero3", _sharded),
     ("adapters of rank 32 (--use_peft, critic_peft_config)", _with_adapters),
     ("a base in bfloat16 (dtype)", _low_precision_base),
+    ('critic_model_init_kwargs={"dtype": "bfloat16"}', _low_precision_critic),
     ("critic_share_base=True", _shared),
 )
 

@@ -38,19 +38,18 @@ def reading_of(setup: Setup) -> Reading:
     """The largest micro-batch of the critic's update."""
     if setup.method == "genac":
         return _reading_of_answers(setup)
-    adapters = {"trains_norms": not setup.lora_rank, "lora_rank": setup.lora_rank}
     if setup.method == "sppo":
         # Distinct prompts of a step, as many at once as completions of the policy.
         prompts = max(1, setup.batch * setup.accumulation // setup.generations)
         rows = min(setup.batch, prompts)
-        return Reading(Pass(rows, setup.prompt, setup.padded, **adapters), 0, math.ceil(prompts / rows))
-    return Reading(Pass(setup.batch, setup.length, setup.padded, **adapters), 0, setup.accumulation)
+        return Reading(Pass(rows, setup.prompt, setup.padded, lora_rank=setup.lora_rank), 0, math.ceil(prompts / rows))
+    return Reading(Pass(setup.batch, setup.length, setup.padded, lora_rank=setup.lora_rank), 0, setup.accumulation)
 
 
 def tokens_about_a_completion(setup: Setup) -> tuple[int, int]:
     """
-    Tokens of all that GenAC's critic reads about a completion, each prefix once, and of its answers among them. No state
-    has read the last segment, and nothing is chosen after the last token of an answer.
+    Tokens of all that GenAC's critic reads about a completion, each prefix once, and of its answers among them. No
+    state has read the last segment, and nothing is chosen after the last token of an answer.
     """
     states = math.ceil(setup.completion / SEGMENT)
     shared = QUESTION + setup.length - min(SEGMENT, setup.completion)
@@ -75,7 +74,6 @@ def _reading_of_answers(setup: Setup) -> Reading:
         at_once,
         width,
         own_mask=True,
-        trains_norms=not setup.lora_rank,
         lora_rank=setup.lora_rank,
     )
     return Reading(of, scored, micro_batches)

@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass
 
-from .activations import Precision
+from .activations import Pass, Precision
 from .critics import GENERATION_BATCH_TOKENS, reading_of
 from .generation import cache_bytes, gathered_for_generation, step_logits_bytes
 from .logits import CRITICS_TILE_WORDS_ON_CPU, TILE_WORDS
-from .activations import Pass
 from .setup import PROBE, Setup
 from .shape import ModelShape
-from .training import BFLOAT16, FLOAT32, ITEMSIZE, Training, training
+from .training import FLOAT32, ITEMSIZE, Training, training
 from .update import Head, Moment, worst_moment
 
 
 GIB = 2**30
-# When: transformers or vLLM generates, the policy is updated, the critic is, and AdamW steps for it.
-GENERATION, POLICY, CRITIC, STEP = PHASES = ("generation", "policy's update", "critic's update", "critic's step")
+# When: transformers or vLLM generates, GenAC's critic answers, the policy is updated, the critic is, and AdamW steps.
+PHASES = ("generation", "critic's answers", "policy's update", "critic's update", "critic's step")
+GENERATION, ANSWERS, POLICY, CRITIC, STEP = PHASES
 # Of a process on a GPU: CUDA's context, workspaces of cuBLAS, what the allocator cannot use.
 PROCESS = 1.5 * GIB
 
@@ -57,7 +57,10 @@ class Plan:
     @property
     def phases(self) -> list[str]:
         """Those that the run has."""
-        return [phase for phase in PHASES if self.setup.has_critic or phase in (GENERATION, POLICY)]
+        left_out = set() if self.setup.method == "genac" else {ANSWERS}
+        if not self.setup.has_critic:
+            left_out |= {CRITIC, STEP}
+        return [phase for phase in PHASES if phase not in left_out]
 
     def total(self, phase: str) -> float:
         """Bytes in a phase."""
@@ -76,11 +79,10 @@ class Plan:
 
 def make_plan(setup: Setup) -> Plan:
     """Where the memory of a GPU goes in a run."""
-    always = dict.fromkeys(PHASES)
     policy, precision = policy_training(setup), policy_precision(setup)
     parts = [
-        Part("policy", "weights", {phase: policy.weights for phase in always}),
-        Part("policy", "optimizer", {phase: policy.optimizer for phase in always}),
+        Part("policy", "weights", dict.fromkeys(PHASES, policy.weights)),
+        Part("policy", "optimizer", dict.fromkeys(PHASES, policy.optimizer)),
     ]
     update = policy_update(setup, policy, precision)
     # The critic is updated before the policy's step, and its gradients wait.
@@ -91,12 +93,12 @@ def make_plan(setup: Setup) -> Plan:
     parts.append(Part("policy", "logits", {POLICY: update.logits}))
     if setup.critic == PROBE and not setup.lora_rank:  # with adapters the policy without them is the reference
         frozen = training(setup.policy.parameters, 0, *_itemsizes(setup), setup.split, setup.gpus, 0, 0)
-        parts.append(Part("reference", "weights", {phase: frozen.weights for phase in always}))
+        parts.append(Part("reference", "weights", dict.fromkeys(PHASES, frozen.weights)))
     if setup.has_critic:
         parts += critic_parts(setup)
     parts += generation_parts(setup, precision)
     if not setup.on_cpu:
-        parts.append(Part("process", "CUDA and fragments, a guess", {phase: PROCESS for phase in always}))
+        parts.append(Part("process", "CUDA and fragments, a guess", dict.fromkeys(PHASES, PROCESS)))
     return Plan(setup, [part for part in parts if any(part.bytes.values())])
 
 
@@ -132,7 +134,6 @@ def policy_update(setup: Setup, trained: Training, precision: Precision) -> Mome
         setup.batch,
         setup.length,
         setup.padded,
-        trains_norms=not setup.lora_rank,
         lora_rank=setup.lora_rank,
     )
     # With Triton only positions of the completion are scored.
@@ -156,7 +157,7 @@ def critic_precision(setup: Setup) -> Precision:
     compute = ITEMSIZE[setup.compute]
     if setup.split not in ("one", "ddp"):
         return Precision(compute, compute)
-    return Precision(ITEMSIZE[setup.dtype] if setup.shared_base else FLOAT32, compute)
+    return Precision(ITEMSIZE[setup.dtype if setup.shared_base else setup.critic_dtype], compute)
 
 
 def critic_training(setup: Setup) -> Training:
@@ -173,7 +174,7 @@ def critic_training(setup: Setup) -> Training:
     return training(
         frozen,
         trained,
-        FLOAT32,
+        ITEMSIZE[setup.critic_dtype],
         FLOAT32,
         setup.split,
         setup.gpus,
@@ -223,12 +224,10 @@ def generation_parts(setup: Setup, precision: Precision) -> list[Part]:
         gathered = gathered_for_generation(setup, setup.policy)
         parts.append(Part("policy", "cache of generation", {GENERATION: cache + logits + gathered}))
     if setup.method == "genac":
-        # After the policy's: the larger one counts, so this is what it adds.
-        before = sum(part.bytes[GENERATION] for part in parts if part.owner == "policy")
         shape = setup.critic_shape
-        own = cache_bytes(shape, critic_precision(setup), GENERATION_BATCH_TOKENS)
-        own += gathered_for_generation(setup, shape)
-        parts.append(Part("critic", "cache of generation", {GENERATION: max(0.0, own - before)}))
+        cache = cache_bytes(shape, critic_precision(setup), GENERATION_BATCH_TOKENS)
+        gathered = gathered_for_generation(setup, shape)
+        parts.append(Part("critic", "cache of generation", {ANSWERS: cache + gathered}))
     return parts
 
 

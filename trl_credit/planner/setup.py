@@ -42,6 +42,8 @@ class Setup:
             Completions of a prompt, `num_generations`.
         dtype (`str`, *optional*, defaults to `"float32"`):
             Of the policy's weights as they are loaded: `"float32"`, which is TRL's default, or `"bfloat16"`.
+        critic_dtype (`str`, *optional*, defaults to `"float32"`):
+            The same of the critic's, with adapters: weights that are trained are float32 in any case.
         compute (`str`, *optional*, defaults to `"bfloat16"`):
             What they compute in: `"bfloat16"`, as with TRL's default `bf16=True`, or `"float32"`.
         lora_rank (`int`, *optional*, defaults to `0`):
@@ -77,6 +79,7 @@ class Setup:
     accumulation: int = 8
     generations: int = 8
     dtype: str = "float32"
+    critic_dtype: str = "float32"
     compute: str = "bfloat16"
     lora_rank: int = 0
     shared_base: bool = False
@@ -105,6 +108,11 @@ class Setup:
             raise ValueError(f"`sharding={self.sharding!r}` has no effect on one GPU. Drop it.")
         if self.vllm_sleep and self.vllm is None:
             raise ValueError("`vllm_sleep` has no effect without `vllm`. Drop it.")
+        if self.critic_dtype != "float32" and (not self.has_critic or not self.lora_rank or self.shared_base):
+            raise ValueError(
+                f"`critic_dtype={self.critic_dtype!r}` has no effect: it is for the base of a critic with adapters "
+                "(`lora_rank`) that is not shared. Drop it."
+            )
         if self.critic is not None and self.method not in METHODS_WITH_CRITIC:
             raise ValueError(f"`critic` has no effect: {self.method} has none. Drop it.")
         if self.critic == PROBE and self.method not in ("vapo", "bpco"):

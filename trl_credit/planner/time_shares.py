@@ -87,17 +87,14 @@ def time_shares(setup: Setup) -> dict[str, float]:
 
 
 def _seconds_of_answers(setup: Setup, completions: int, is_vllm: bool) -> dict[str, float]:
-    """The critic's engine is vLLM where the policy's is, if the run says so; see `critic_use_vllm`."""
+    """What the states of a completion share is read once."""
     shape = setup.critic_shape
     states = math.ceil(setup.completion / SEGMENT)
     total, answers = tokens_about_a_completion(setup)
-    start = setup.length // 2
-    read = completions * (total - answers if is_vllm else states * start)
-    own = completions * total
+    start, read, own = setup.length // 2, completions * (total - answers), completions * total
+    width = reading_of(setup).of.width
+    update = update_operations(shape, shape.parameters, own, width, setup.checkpointing)
     return {
         "critic's answers": generation_seconds(shape, completions * states, start, setup.answer, read, is_vllm),
-        "critic's update": update_operations(
-            shape, shape.parameters, own, reading_of(setup).of.width, setup.checkpointing
-        )
-        / OPERATIONS,
+        "critic's update": update / OPERATIONS,
     }

@@ -373,10 +373,11 @@ class CriticEngine(AcceleratedRunner):
             for (is_head, spared), parameters in sorted(members.items(), key=lambda item: item[0])
         ]
         self._peak_rates = [group["lr"] for group in groups]
-        optimizer, kwargs = settings.optimizer, settings.optimizer_kwargs
+        optimizer: Callable[..., torch.optim.Optimizer] = settings.optimizer
+        kwargs = settings.optimizer_kwargs
         if settings.offload and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            optimizer, kwargs = on_host(optimizer, kwargs)
-        return optimizer(groups, **{"lr": settings.learning_rate, **kwargs})  # type: ignore
+            optimizer, kwargs = on_host(settings.optimizer, kwargs)
+        return optimizer(groups, **{"lr": settings.learning_rate, **kwargs})
 
     def _total(self, x) -> float:
         x = torch.as_tensor(x, dtype=torch.float64, device=self.accelerator.device)

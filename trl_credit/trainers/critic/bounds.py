@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ...credit.bounded_values import output_for
-from ...critics.facts import PROBE, RUNNING, CriticFacts
+from ...critics.facts import RUNNING, CriticFacts
 from ...critics.fresh_head import trained_head
 from ..value_report import extremes
 from .pretraining import CriticPretraining
@@ -65,15 +65,12 @@ class BoundsOfValues(CriticPretraining):
     def range_to_begin_with(self) -> RewardRange | None:
         """The range of the first rollout."""
         asked: Any = getattr(self.args, "reward_range", None)  # not every method with a critic bounds it
-        if self.critic_kind == PROBE:
-            if asked == RUNNING:
-                raise ValueError(
-                    f"{type(self.args).__name__}: `reward_range={asked!r}` cannot be had with a probe critic, whose "
-                    "replay buffer is of one range. Set it to the lowest and the highest reward."
-                )
-            asked = asked or [0.0, 1.0]
-        own = None if self._source_facts is None else self._source_facts.settings.get("reward_range")
-        return RewardRange.of(asked, own)
+        return RewardRange.of(asked, self.range_of_source)
+
+    @property
+    def range_of_source(self) -> list[float] | None:
+        """That of the critic that the run starts from."""
+        return None if self._source_facts is None else self._source_facts.settings.get("reward_range")
 
     def keep_in_range(
         self, rollout: dict, rewards: torch.Tensor, mode: str, way_out: str, seen: torch.Tensor | None = None

@@ -68,7 +68,7 @@ class CriticTrainer(BoundsOfValues):
         self.critic_kind = self.kind_of(critic, self._source_facts)
         if self._source_facts is not None:
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
-        self._range = self.range_to_begin_with()
+        self._range = self.of_critic.range_to_begin_with()
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         if getattr(self.args, "critic_prompt_template", None) is not None and self.environment_factories is not None:
@@ -79,7 +79,7 @@ class CriticTrainer(BoundsOfValues):
         _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
         with seeded(self.args.seed):
-            self.critic = self.make_critic(policy, critic, critic_peft_config)
+            self.critic = self.of_critic.make_critic(policy, critic, critic_peft_config)
         if self.args.critic_freeze is not None:
             freeze(self.critic, self.args.critic_freeze, self.critic_head())
         self._engine: CriticEngine | None = None
@@ -88,11 +88,18 @@ class CriticTrainer(BoundsOfValues):
 
     # --- What a subclass says
 
+    @property
+    def of_critic(self) -> Any:
+        """
+        Whose the hooks below are, about what the critic is and does: this trainer's, for a network beside the policy.
+        """
+        return self
+
     def kind_of(self, critic: Any, facts: CriticFacts | None) -> str:
         """The kind of critic that there will be, from the trainer's `critic` argument and what that says of itself."""
         if critic == PROBE:
             raise ValueError(
-                f"`critic={PROBE!r}` is for VAPOTrainer; a {type(self).__name__} needs a critic of kind "
+                f"`critic={PROBE!r}` is for critics that give numbers; a {type(self).__name__} needs one of kind "
                 f"{self.critic_kind!r}. (A folder of that name is {f'./{PROBE}'!r}.)"
             )
         return self.critic_kind
@@ -163,7 +170,6 @@ class CriticTrainer(BoundsOfValues):
     def critic_facts(self) -> CriticFacts:
         """What the critic is, for whatever loads it."""
         config = self.critic.config.get_text_config()
-        earlier = 0 if self._source_facts is None else self._source_facts.updates
         return CriticFacts(
             self.critic_kind,
             self.critic_settings(),
@@ -171,10 +177,16 @@ class CriticTrainer(BoundsOfValues):
             tokenizer=fingerprint(self.critic_processing_class),
             own_tokenizer=self.critic_processing_class is not self.processing_class,
             vocabulary_size=config.vocab_size,
-            updates=earlier + self.engine.steps,
+            updates=self.updates_of_critic,
         )
 
     # --- The critic in the run
+
+    @property
+    def updates_of_critic(self) -> int:
+        """Updates of the critic so far, those of earlier runs among them."""
+        earlier = 0 if self._source_facts is None else self._source_facts.updates
+        return earlier + self.engine.steps
 
     def make_value_model(self, policy, critic, peft_config) -> nn.Module:
         """A network with one number for each token. A fresh head waits for the first rollout, or starts as asked."""
@@ -223,38 +235,40 @@ class CriticTrainer(BoundsOfValues):
     def engine(self) -> CriticEngine:
         """The critic's engine. It is created when first needed, because the policy's must exist before it."""
         if self._engine is None:
-            checkpointing = self.args.critic_gradient_checkpointing
-            optimizer, optimizer_kwargs = _optimizer_of(self.args)
-            rate, head_rate = self.critic_learning_rates()
-            self._engine = CriticEngine(
-                self.critic,
-                self.accelerator,
-                CriticOptimization(
-                    learning_rate=rate,
-                    head=frozenset(self.critic_head()),
-                    head_learning_rate=head_rate,
-                    optimizer=optimizer,
-                    optimizer_kwargs=optimizer_kwargs,
-                    scheduler=self.args.critic_lr_scheduler_type,
-                    warmup_steps=self.args.critic_warmup_steps,
-                    scheduler_kwargs=self.args.critic_lr_scheduler_kwargs,  # type: ignore[arg-type]
-                    weight_decay=self.args.critic_weight_decay,
-                    max_grad_norm=self.args.critic_max_grad_norm,
-                    gradient_checkpointing=(
-                        self.args.gradient_checkpointing if checkpointing is None else checkpointing
-                    ),
-                    gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
-                    offload=self.args.critic_offload,
-                ),
-            )
+            self._engine = self.of_critic.make_engine()
             self.critic = self._engine.network
         return self._engine
+
+    def make_engine(self) -> CriticEngine:
+        """What runs and trains the critic, when the policy's engine is there."""
+        checkpointing = self.args.critic_gradient_checkpointing
+        optimizer, optimizer_kwargs = _optimizer_of(self.args)
+        rate, head_rate = self.critic_learning_rates()
+        return CriticEngine(
+            self.critic,
+            self.accelerator,
+            CriticOptimization(
+                learning_rate=rate,
+                head=frozenset(self.critic_head()),
+                head_learning_rate=head_rate,
+                optimizer=optimizer,
+                optimizer_kwargs=optimizer_kwargs,
+                scheduler=self.args.critic_lr_scheduler_type,
+                warmup_steps=self.args.critic_warmup_steps,
+                scheduler_kwargs=self.args.critic_lr_scheduler_kwargs,  # type: ignore[arg-type]
+                weight_decay=self.args.critic_weight_decay,
+                max_grad_norm=self.args.critic_max_grad_norm,
+                gradient_checkpointing=self.args.gradient_checkpointing if checkpointing is None else checkpointing,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                offload=self.args.critic_offload,
+            ),
+        )
 
     @property
     def critic_reader(self) -> Any:
         """The network as a [`~trl_credit.critics.critic.Critic`], created together with the engine that runs it."""
         if self._critic_reader is None:
-            self._critic_reader = self.make_critic_reader(self.engine)
+            self._critic_reader = self.of_critic.make_critic_reader(self.engine)
         return self._critic_reader
 
     def with_prompts(self, rollout: dict) -> dict:
@@ -349,7 +363,7 @@ class CriticTrainer(BoundsOfValues):
             facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
             self.take_range(facts)
             if facts is not None:
-                facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
+                facts.refuse_other_run(self.critic_kind, self.of_critic.critic_settings(), checkpoint)
             self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
         pretraining_steps = self.updates_of_pretraining(is_resumed=checkpoint is not None)
@@ -365,7 +379,7 @@ class CriticTrainer(BoundsOfValues):
         self.engine.save(folder)
         if self.accelerator.is_main_process:
             self.critic_processing_class.save_pretrained(folder)
-            self.critic_facts().save(folder)
+            self.of_critic.critic_facts().save(folder)
             write_critic_card(Path(folder), self)
 
     def save_networks(self, folder: Path) -> None:

@@ -1,19 +1,21 @@
 from dataclasses import dataclass, field
 
 from ...critics.facts import RUNNING
+from ...critics.probe.critic import PROMPT
 from ...critics.prompt_tokens import template_columns
 from ...options import one_of, unless
-from ..critic.critic_config import CriticConfig
+from ..critic.probe_config import A_LAYER_OR_MORE, ProbeConfig
 from ..critic.reward_range import A_RANGE, as_range, refuse_start_outside
 
 
 @dataclass
-class SPPOConfig(CriticConfig):
+class SPPOConfig(ProbeConfig):
     r"""
     Configuration class for the [`SPPOTrainer`].
 
     This class includes only the parameters that are specific to SPPO. For the critic's, refer to
-    [`~trl_credit.trainers.critic.CriticConfig`], for all others to [`~trl.GRPOConfig`].
+    [`~trl_credit.trainers.critic.CriticConfig`] and [`~trl_credit.trainers.critic.probe_config.ProbeConfig`], for all
+    others to [`~trl.GRPOConfig`].
 
     Args:
         num_generations (`int`, *optional*, defaults to `1`):
@@ -37,6 +39,11 @@ class SPPOConfig(CriticConfig):
             Learning rate of the critic's weights, or adapters, below its head.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
+        probe_boundaries (`str`, *optional*, defaults to `"prompt"`):
+            At which states a probe critic is asked: only `"prompt"`, the end of the prompt.
+        probe_layers (`list[int]`, *optional*, defaults to `[-1]`):
+            Layers of the reference whose hidden states a probe critic reads: -1 is what the LM head reads. 0, the
+            embedding of the prompt's last token, says nothing where all prompts end alike.
     """
 
     num_generations: int | None = 1
@@ -49,6 +56,8 @@ class SPPOConfig(CriticConfig):
     critic_initial_value: float | None = None
     critic_learning_rate: float = 5e-6
     critic_pretraining_steps: int = 0
+    probe_boundaries: str = field(default=PROMPT, metadata=one_of(PROMPT))
+    probe_layers: list[int] = field(default_factory=lambda: [-1], metadata=A_LAYER_OR_MORE)
 
     def __post_init__(self):
         self.reward_range = as_range(self.reward_range)

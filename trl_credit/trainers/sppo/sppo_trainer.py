@@ -4,6 +4,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...credit.boundaries import first_tokens
 from ...credit.bounded_values import position_in_range
 from ...credit.calibration import brier_score, calibration_sums, expected_calibration_error
 from ...credit.fit import explained_variance, fit_sums
@@ -12,13 +13,13 @@ from ...critics.card import loading_code
 from ...critics.facts import CriticFacts, fingerprint
 from ...critics.prompt import PromptCritic, load_critic_tokenizer, read_prompts
 from ...critics.refusals import refuse_other_vocabulary
-from ..critic.critic_trainer import CriticTrainer
+from ..critic.probe_trainer import ProbeTrainer
 from ..critic.reward_range import RewardRange
 from ..value_report import extremes
 from .sppo_config import SPPOConfig
 
 
-class SPPOTrainer(CriticTrainer):
+class SPPOTrainer(ProbeTrainer):
     """
     Trainer for sequence-level PPO (SPPO): one rollout per prompt, with a critic's value of the prompt alone as the
     baseline.
@@ -30,8 +31,8 @@ class SPPOTrainer(CriticTrainer):
     Args:
         critic (`str`, `Path` or `PreTrainedModel`, *optional*):
             What the critic starts from: a path or Hub id of a causal LM, a reward model (its head is kept) or a critic;
-            or a model in memory. Any size and architecture will do. Default: the policy's checkpoint, with a fresh
-            head.
+            or a model in memory; or `"probe"` for a probe critic, a small head on what the reference makes of the
+            prompts anyway. Any size and architecture will do. Default: the policy's checkpoint, with a fresh head.
         critic_processing_class (`PreTrainedTokenizerBase`, *optional*):
             The critic's tokenizer, with its chat template. Default: that of the critic's checkpoint, or the policy's if
             the critic is not given by path. With the policy's tokenizer, the critic reads exactly what the policy read.
@@ -73,35 +74,12 @@ class SPPOTrainer(CriticTrainer):
     args: SPPOConfig
     config_class = SPPOConfig
     critic_kind = "prompt"
+    takes_any_reward = "to 'running', or `critic_loss='mse'`, which takes any"
     rollout_keys = {"values": "(B,)", "critic_prompts": "(B, P)", "critic_targets": "(B,)"}
 
-    def __init__(self, *args, critic=None, critic_processing_class=None, **kwargs):
-        super().__init__(*args, critic=critic, **kwargs)
-        source = critic if critic is not None else self.args.critic_model_name_or_path
-        if critic_processing_class is not None and self.args.critic_share_base:
-            raise ValueError(
-                "`critic_processing_class` has no effect with `critic_share_base=True`: the policy's base reads the "
-                "policy's tokens. Drop one of them."
-            )
-        if critic_processing_class is None and not (
-            source is None or isinstance(source, nn.Module) or self.args.critic_share_base
-        ):
-            critic_processing_class = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
-            facts = self._source_facts
-            if facts is not None and not facts.own_tokenizer and facts.tokenizer == fingerprint(self.processing_class):
-                critic_processing_class = None  # it has read what this policy reads
-        if critic_processing_class is self.processing_class:
-            critic_processing_class = None  # it reads what the policy has read
+    def __init__(self, *args, critic_processing_class=None, **kwargs):
         self._critic_processing_class = critic_processing_class
-        if critic_processing_class is None and not self.args.critic_share_base:
-            policy = self.accelerator.unwrap_model(self.model)
-            refuse_other_vocabulary(self.critic, source, policy, self.processing_class)
-        if critic_processing_class is not None and self.environment_factories is not None:
-            raise ValueError(
-                "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
-                "Leave `critic` out; or, if the critic knows the policy's tokens, pass one tokenizer as both "
-                "`processing_class` and `critic_processing_class`."
-            )
+        super().__init__(*args, **kwargs)
         # Sums over the predictions since the last log, see `fit_sums` and `calibration_sums`.
         self._fit: dict[str, torch.Tensor] = {}
         self._calibration: dict[str, torch.Tensor] = {}
@@ -114,7 +92,35 @@ class SPPOTrainer(CriticTrainer):
         return self.processing_class if self._critic_processing_class is None else self._critic_processing_class
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_value_model(policy, critic, peft_config)
+        self._critic_processing_class = self._tokenizer_of_its_own(critic)
+        network = self.make_value_model(policy, critic, peft_config)
+        if self._critic_processing_class is None and not self.args.critic_share_base:
+            reader = self.accelerator.unwrap_model(self.model)
+            refuse_other_vocabulary(network, critic, reader, self.processing_class)
+        return network
+
+    def _tokenizer_of_its_own(self, source: Any) -> Any:
+        """The tokenizer with which the critic reads prompts; `None` if it reads what the policy has read."""
+        tokenizer = self._critic_processing_class
+        if tokenizer is not None and self.args.critic_share_base:
+            raise ValueError(
+                "`critic_processing_class` has no effect with `critic_share_base=True`: the policy's base reads the "
+                "policy's tokens. Drop one of them."
+            )
+        if tokenizer is None and not (source is None or isinstance(source, nn.Module) or self.args.critic_share_base):
+            tokenizer = load_critic_tokenizer(source, self.args.critic_model_init_kwargs)  # type: ignore[arg-type]
+            facts = self._source_facts
+            if facts is not None and not facts.own_tokenizer and facts.tokenizer == fingerprint(self.processing_class):
+                return None  # it has read what this policy reads
+        if tokenizer is self.processing_class:
+            return None
+        if tokenizer is not None and self.environment_factories is not None:
+            raise ValueError(
+                "`environment_factory` adds to the prompts what a critic with a tokenizer of its own does not see. "
+                "Leave `critic` out; or, if the critic knows the policy's tokens, pass one tokenizer as both "
+                "`processing_class` and `critic_processing_class`."
+            )
+        return tokenizer
 
     @property
     def value_range(self) -> RewardRange | None:
@@ -177,21 +183,35 @@ class SPPOTrainer(CriticTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        self.keep_in_range(rollout, rewards, mode, "to 'running', or `critic_loss='mse'`, which takes any")
+        critic = self.of_critic
+        self.keep_in_range(rollout, rewards, mode, critic.takes_any_reward)
         self.start_head(rewards, mode)
-        prompts, is_cut = self.critic_reader.prompts(self.with_prompts(rollout))
-        values = self.critic_reader.prompt_values(prompts)
+        values, prompts = critic.prompt_values(rollout, mode)
         counted = rewards.isfinite() & self.trained_tokens(rollout).any(1)
-        self._report(mode, values, rewards, counted, is_cut)
+        critic.measure(values, rewards, counted, mode)
+        self._report(mode, values, rewards, counted)
+        advantages = critic.lean((rewards - values).unsqueeze(1), rewards, rollout, mode).squeeze(1)
+        there = counted.unsqueeze(1) & critic.time_steps(rollout, mode)
+        critic.learn(rollout, rewards.unsqueeze(1).expand_as(there), there, mode)
         self.add_credit("value", values)
         self.add_column("value", values.tolist())
         return {
             **rollout,
             "values": values,
-            "advantages": torch.where(counted, rewards - values, 0),
-            "critic_prompts": prompts,
+            **prompts,
+            "advantages": torch.where(counted, advantages, 0),
             "critic_targets": torch.where(counted, self._targets(rewards), torch.nan),
         }
+
+    def prompt_values(self, rollout: dict, mode: str) -> tuple[torch.Tensor, dict]:
+        """Values of a rollout's prompts, shape `(B,)`, and the prompts as the critic has read them, for its update."""
+        prompts, is_cut = self.critic_reader.prompts(self.with_prompts(rollout))
+        self.log_means(mode, {"critic/cut_prompts": (is_cut.sum(), len(is_cut))})
+        return self.critic_reader.prompt_values(prompts), {"critic_prompts": prompts}
+
+    def time_steps(self, rollout: dict, mode: str) -> torch.Tensor:
+        """The first token: a completion is one step of the credit. Shape `(B, T)`, boolean."""
+        return first_tokens(rollout["completion_mask"])
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
         values = self.critic_reader.prompt_values(self.critic_reader.prompts(self.with_prompts(rollout))[0])
@@ -204,7 +224,7 @@ class SPPOTrainer(CriticTrainer):
 
     # --- What is logged
 
-    def _report(self, mode, values, rewards, counted, is_cut) -> None:
+    def _report(self, mode, values, rewards, counted) -> None:
         low, high = self.value_range or (0.0, 0.0)
         fit = fit_sums(values.unsqueeze(1), rewards.unsqueeze(1), counted.unsqueeze(1))
         self._fit[mode] = self._fit.get(mode, 0) + fit.sum(0)
@@ -220,7 +240,6 @@ class SPPOTrainer(CriticTrainer):
                 "critic/value_mean": (torch.where(counted, values, 0).sum(), counted.sum()),
                 "critic/value_right": (torch.where(right, values, 0).sum(), right.sum()),
                 "critic/value_wrong": (torch.where(wrong, values, 0).sum(), wrong.sum()),
-                "critic/cut_prompts": (is_cut.sum(), len(is_cut)),
             },
         )
         if self.value_range is not None:

@@ -39,8 +39,9 @@ class VAPOConfig(ProbeConfig):
         policy_lambda (`float` or `str`, *optional*, defaults to `"length_adaptive"`):
             λ of the policy's advantages: a number in [0, 1]; `"length_adaptive"` for 1 - 1 / (`length_adaptive_alpha` ·
             length); `"relative_position"` for the λ at which the last reward reaches the first token of every
-            completion with weight `relative_position_weight`; or, with a probe critic, `"measured"` for 1 - w, see
-            `critic_trust`.
+            completion with weight `relative_position_weight`; or, with a probe critic, `"measured"` for 1 less
+            the slope of the rewards on changes of its values from state to state, in [0, 1], in the latest rollouts,
+            each valued before it was learnt from.
         length_adaptive_alpha (`float`, *optional*, defaults to `0.05`):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
         relative_position_weight (`float`, *optional*, defaults to `0.5`):

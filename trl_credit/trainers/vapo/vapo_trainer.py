@@ -74,6 +74,7 @@ class VAPOTrainer(ProbeTrainer):
     args: VAPOConfig
     config_class = VAPOConfig
     critic_kind = "token"
+    takes_any_reward = "to 'running', or to None with `critic_loss='mse'`, which takes any"
     takes_token_rewards = True
     rollout_keys = {
         "values": "(B, T)",
@@ -90,11 +91,9 @@ class VAPOTrainer(ProbeTrainer):
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_probe(critic) if self.has_probe else self.make_value_model(policy, critic, peft_config)
+        return self.make_value_model(policy, critic, peft_config)
 
     def make_critic_reader(self, runner) -> Critic:
-        if self.has_probe:
-            return self.make_probe_reader(runner)
         return TokenCritic(
             runner,
             batch_size=self.sequences_at_once,
@@ -107,12 +106,11 @@ class VAPOTrainer(ProbeTrainer):
         )
 
     def critic_settings(self) -> dict[str, Any]:
-        own = {} if self.has_probe else {"critic_prompt_template": self.args.critic_prompt_template}
+        own = {"critic_prompt_template": self.args.critic_prompt_template}
         return {**super().critic_settings(), **own}
 
     def critic_facts(self) -> CriticFacts:
-        facts = super().critic_facts()
-        return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
+        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
 
     def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
         names = [name for name in (*READ, "critic_mask", "returns", "values") if name in micro_batches[0]]
@@ -151,44 +149,39 @@ class VAPOTrainer(ProbeTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
+        critic = self.of_critic
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
-        # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
-        steps = mask & self.probe_starts(rollout, mode) if self.has_probe else self._time_steps(mask)
+        steps = mask & critic.time_steps(rollout, mode)
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         gamma = self.args.gamma
         monte_carlo = monte_carlo_returns(earned, steps, gamma)
-        unbounded = "to None with `critic_loss='mse'`, which takes any"
-        way_out = f"or take another critic than `'probe'` and set it {unbounded}" if self.has_probe else None
-        self.keep_in_range(rollout, rewards, mode, way_out or f"to 'running', or {unbounded}", monte_carlo[steps])
+        self.keep_in_range(rollout, rewards, mode, critic.takes_any_reward, monte_carlo[steps])
         self.start_head(rewards, mode)
-        own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
+        own_prompts = self.critic_reader.own_prompts(self.with_prompts(rollout))
         if mode == "train" and self.learns_on_arrival:
             states = self._learn(rollout, {**own_prompts, "critic_mask": steps, "returns": monte_carlo})
         else:
             states = self.state_values(rollout)
-        values = torch.where(mask, states[:, :-1], 0)
-        if self.args.time_step == "turn":
-            values = torch.where(mask, held(values, steps), 0)
+        values = torch.where(mask, held(states[:, :-1], steps), 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
         cut_off = self.is_cut_off(rollout)
         bootstrap = None
         if self.args.truncation == "bootstrap":
             bootstrap = torch.where(cut_off, states.gather(1, ends).squeeze(1), 0)
-        if self.has_probe:
-            self.measure_trust(values, monte_carlo, steps, mode)
+        critic.measure(values, monte_carlo, steps, mode)
+        if self.args.policy_lambda == MEASURED:
+            critic.measure_changes(earned, values, monte_carlo, steps, mode)
         lam = self._policy_lambda(steps)
         advantages, _ = gae(earned, values, steps, gamma, lam, bootstrap)
         _, returns = gae(earned, values, steps, gamma, self.args.critic_lambda, bootstrap)
-        if self.args.time_step == "turn":
-            advantages = torch.where(mask, held(advantages, steps), 0)
         if self.value_range is not None and not self.value_range.grows:
             self._refuse_returns_outside(returns, steps, self.value_range)
         right = self.is_right(rewards, self.args.positive_reward_threshold)
         self._report(mode, values, monte_carlo, steps, cut_off, right, lam)
-        if self.has_probe:
-            advantages = self.mix(advantages, rewards, steps, mask, rollout, mode)
-            self.learn_probe(rollout, returns, steps, mode)
+        advantages = critic.lean(held(advantages, steps), rewards, rollout, mode)
+        advantages = torch.where(mask, advantages, 0)
+        critic.learn(rollout, returns, steps, mode)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
 
@@ -201,7 +194,7 @@ class VAPOTrainer(ProbeTrainer):
             "values": values,
             "returns": returns,
             "advantages": advantages,
-            "critic_mask": mask if self.has_probe else steps,
+            "critic_mask": steps,
             "positive": mask & right.unsqueeze(1),
         }
 
@@ -213,8 +206,7 @@ class VAPOTrainer(ProbeTrainer):
         """
         args = self.args
         return (
-            not self.has_probe
-            and bool(self._pretraining["pretraining_done"])
+            bool(self._pretraining["pretraining_done"])
             and (args.critic_lambda == 1 and args.truncation == "terminal")
             and self._losses_of_rollout == args.gradient_accumulation_steps
             and args.critic_updates_per_step == 1
@@ -236,8 +228,9 @@ class VAPOTrainer(ProbeTrainer):
         # Without an update no completion has both a reward and a token to train on.
         return self.critic_reader.values_as_read(read, rollout) if is_updated else self.state_values(rollout)
 
-    def _time_steps(self, mask: torch.Tensor) -> torch.Tensor:
-        """The tokens in whose states time steps begin, shape `(B, T)`, boolean."""
+    def time_steps(self, rollout: dict, mode: str) -> torch.Tensor:
+        """The tokens in whose states time steps of the credit begin, shape `(B, T)`, boolean."""
+        mask = self.trained_tokens(rollout)
         return turn_starts(mask) if self.args.time_step == "turn" else mask
 
     def _refuse_returns_outside(self, returns: torch.Tensor, mask: torch.Tensor, reward_range: RewardRange) -> None:
@@ -252,7 +245,7 @@ class VAPOTrainer(ProbeTrainer):
             )
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
-        mask = self._time_steps(self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1))
+        mask = self.time_steps(rollout, "train") & rewards.isfinite().unsqueeze(1)
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         returns = monte_carlo_returns(earned, mask, self.args.gamma)
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
@@ -264,7 +257,7 @@ class VAPOTrainer(ProbeTrainer):
         if self.args.policy_lambda == "length_adaptive":
             return length_adaptive_lambda(lengths, self.args.length_adaptive_alpha)
         if self.args.policy_lambda == MEASURED:
-            return torch.full(lengths.shape, 1 - self.engine.trust, dtype=torch.float64, device=mask.device)
+            return torch.full(lengths.shape, self.of_critic.measured_lambda, dtype=torch.float64, device=mask.device)
         if self.args.policy_lambda == "relative_position":
             return relative_position_lambda(lengths, self.args.relative_position_weight)
         return torch.full(lengths.shape, float(self.args.policy_lambda), dtype=torch.float64, device=mask.device)
