@@ -21,6 +21,7 @@ from trl_credit.seam import canary, versions
 NEXT = Version(f"{versions.NEWEST_TESTED.major}.{versions.NEWEST_TESTED.minor + 1}.0")
 # Of transformers, which a version of TRL may come with or not: `run_without_training` asks for them itself.
 OF_TRANSFORMERS = {"_run_epoch", "_finalize_training", "_resume_from"}
+METHODS = [(place, name) for place, names in canary.METHODS.items() for name in names]
 FUNCTIONS = [(module, name) for module, names in canary.FUNCTIONS.items() for name in names]
 
 
@@ -50,24 +51,23 @@ def test_a_function_that_is_gone_is_named(module, name, monkeypatch):
 
 
 @is_newest
-@pytest.mark.parametrize("name", canary.METHODS)
-def test_a_method_that_is_gone_or_takes_other_arguments_is_named(name, monkeypatch):
-    arguments = canary.METHODS[name]
-    if arguments:
-        monkeypatch.setattr(trl.GRPOTrainer, name, lambda self, *, other: None)
-        assert any(f"`GRPOTrainer.{name}` does not take (" in moved for moved in canary.names_that_moved())
-    monkeypatch.setattr(trl, "GRPOTrainer", type("Moved", (), {}))
-    assert f"`GRPOTrainer.{name}` is gone" in [*canary.names_that_moved()]
+@pytest.mark.parametrize(("place", "name"), METHODS)
+def test_a_method_that_is_gone_or_takes_other_arguments_is_named(place, name, monkeypatch):
+    module, kind = place.rsplit(".", 1)
+    if canary.METHODS[place][name]:
+        monkeypatch.setattr(f"{place}.{name}", lambda self, *, other: None)
+        assert any(f"`{kind}.{name}` does not take (" in moved for moved in canary.names_that_moved())
+    monkeypatch.setattr(importlib.import_module(module), kind, type("Moved", (), {}))
+    assert f"`{kind}.{name}` is gone" in [*canary.names_that_moved()]
 
 
 @is_newest
 def test_keys_of_a_rollout_that_are_gone_are_named(monkeypatch):
-    for name, keys in canary.KEYS.items():
-        monkeypatch.setattr(trl.GRPOTrainer, name, lambda self, *args: None)
-        moved = [*canary.names_that_moved()]
-        assert [f"`GRPOTrainer.{name}` does not know `{key}`" for key in keys.split()] == [
-            complaint for complaint in moved if f"{name}` does not know" in complaint
-        ]
+    for place, keys in canary.KEYS.items():
+        method = place.split(".", 3)[3]
+        monkeypatch.setattr(place, lambda self, *args: None)
+        moved = [complaint for complaint in canary.names_that_moved() if f"`{method}` does not know" in complaint]
+        assert moved == [f"`{method}` does not know `{key}`" for key in keys.split()]
 
 
 @is_newest
@@ -164,7 +164,12 @@ def test_gradient_checkpointing_is_as_it_was_after_a_generation(keeps, monkeypat
 
 @is_newest
 def test_all_that_the_seam_uses_is_in_the_canary():
-    listed = {*canary.METHODS, *canary.ATTRIBUTES.split(), *(name for _, name in FUNCTIONS)}
+    listed = {
+        *(name for _, name in METHODS),
+        "_last_loaded_step",
+        *canary.ATTRIBUTES.split(),
+        *(name for _, name in FUNCTIONS),
+    }
     trees = [tree for path, tree in sources("seam", "trainers").items() if not path.startswith("seam/canary")]
     private = {name for name in names_used(trees) & names_of_trl() if name.startswith("_")}
     assert private - listed - OF_TRANSFORMERS - {"_name", "_tag_names", "_paper"} == set()

@@ -25,22 +25,26 @@ def texts_are_continued_by_their_tokens(run):
 
 @check
 def vllm_is_asked_in_the_same_place(run):
-    trainer, asked = run.trainer, []
+    trainer, asked, synced = run.trainer, [], []
 
     def generate(prompts, **kwargs):
         asked.append(prompts)
         return None, [[68], [69]], [[[0.0]], [[0.0]]], None
 
-    trainer.use_vllm, trainer._last_loaded_step = True, trainer.state.global_step
-    trainer.vllm_generation = SimpleNamespace(generate=generate, sync_weights=lambda: None)
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
+    trainer.vllm_generation = SimpleNamespace(generate=generate, sync_weights=lambda: synced.append(True))
     try:
         written, _ = trainer._generate_single_turn([[65, 66], [67]], None, {}, 1)
+        trainer._generate_single_turn([[68]], None, {}, 1)
     except AttributeError as error:
-        raise AssertionError(f"`vllm_generation` is not what a run with vLLM asks: {error}") from error
+        raise AssertionError(
+            f"`vllm_generation` and `_last_loaded_step` are not what a run with vLLM asks: {error}"
+        ) from error
     finally:
         trainer.use_vllm = False
         del trainer.vllm_generation
-    assert asked == [[[65, 66], [67]]], "`use_vllm` does not say whether `vllm_generation` is asked"
+    assert synced == [True], "`_last_loaded_step` does not say whether vLLM has the policy's weights"
+    assert asked == [[[65, 66], [67]], [[68]]], "`use_vllm` does not say whether `vllm_generation` is asked"
     assert written == [[68], [69]], "`_generate_single_turn` does not return what vLLM wrote"
 
 

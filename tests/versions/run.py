@@ -158,8 +158,10 @@ def main() -> int:
         }
         ordered = {known: results[known] for known in sets if known in results}
         RESULTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+        write_page()
         failed += len(counts["failed"])
-    write_page()
+    if args.page:
+        write_page()
     return failed > 0
 
 

@@ -42,42 +42,52 @@ FUNCTIONS = {
     "trl.cli.commands.training": {"_subtract_subsequence": "whole, part"},
 }
 METHODS = {
-    "train": "resume_from_checkpoint",
-    "training_step": "",
-    "log": "logs",
-    "save_model": "output_dir, internal",
-    "create_model_card": "",
-    "get_train_dataloader": "",
-    "prediction_step": "model, inputs, loss_only",
-    "_calculate_rewards": "inputs, prompts, completions, completion_ids",
-    "_compute_loss": "model, inputs",
-    "_generate": "prompts",
-    "_generate_and_score_completions": "inputs",
-    "_generate_single_turn": "texts, images, fields, number",
-    "_get_grad_norm": "",
-    "_get_output_dir": "trial",
-    "_get_per_token_logps_and_entropies": "model, input_ids, attention_mask, logits_to_keep, batch_size=",
-    "_get_train_sampler": "",
-    "_load_best_model": "",
-    "_load_from_checkpoint": "checkpoint, model",
-    "_load_optimizer_and_scheduler": "checkpoint",
-    "_load_rng_state": "checkpoint",
-    "_prepare_inputs": "batch",
-    "_push_from_checkpoint": "folder",
-    "_save_checkpoint": "model, trial",
-    "_tokenize_prompts": "prompts",
+    "trl.trainer.grpo_trainer.GRPOTrainer": {
+        "train": "resume_from_checkpoint",
+        "training_step": "",
+        "log": "logs",
+        "save_model": "output_dir, internal",
+        "create_model_card": "",
+        "get_train_dataloader": "",
+        "prediction_step": "model, inputs, loss_only",
+        "_calculate_rewards": "inputs, prompts, completions, completion_ids",
+        "_compute_loss": "model, inputs",
+        "_generate": "prompts",
+        "_generate_and_score_completions": "inputs",
+        "_generate_single_turn": "texts, images, fields, number",
+        "_get_grad_norm": "",
+        "_get_output_dir": "trial",
+        "_get_per_token_logps_and_entropies": "model, input_ids, attention_mask, logits_to_keep, batch_size=",
+        "_get_train_sampler": "",
+        "_load_best_model": "",
+        "_load_from_checkpoint": "checkpoint, model",
+        "_load_optimizer_and_scheduler": "checkpoint",
+        "_load_rng_state": "checkpoint",
+        "_prepare_inputs": "batch",
+        "_push_from_checkpoint": "folder",
+        "_save_checkpoint": "model, trial",
+        "_tokenize_prompts": "prompts",
+    },
+    "trl.generation.vllm_generation.VLLMGeneration": {
+        "_init_vllm": "",
+        "generate": "prompts, images, number",
+        "sync_weights": "",
+    },
 }
-# What a method reads of a rollout or puts into it.
+# Keys of a rollout and names of attributes that are written in a method.
 KEYS = {
-    "_compute_loss": (
+    "trl.trainer.grpo_trainer.GRPOTrainer._compute_loss": (
         "completion_ids completion_mask tool_mask advantages old_per_token_logps ref_per_token_logps "
         "sampling_per_token_logps num_items_in_batch kl cispo_clip_ratio clip_ratio/low_mean clip_ratio/high_mean "
         "clip_ratio/region_mean"
     ),
-    "_generate_and_score_completions": (
+    "trl.trainer.grpo_trainer.GRPOTrainer._generate_and_score_completions": (
         "prompt_ids prompt_mask completion_ids completion_mask tool_mask advantages old_per_token_logps "
         "ref_per_token_logps sampling_per_token_logps num_items_in_batch"
     ),
+    "trl.trainer.grpo_trainer.GRPOTrainer._generate_single_turn": "vllm_generation _last_loaded_step",
+    "trl.generation.vllm_generation.VLLMGeneration.generate": "max_completion_length _llm_weights_sleeping",
+    "trl.generation.vllm_generation.VLLMGeneration._init_vllm": "llm tp_group vllm_client",
 }
 # What a trainer has when it is made.
 ATTRIBUTES = (
@@ -86,7 +96,7 @@ ATTRIBUTES = (
     "importance_sampling_level log_completions loss_type max_completion_length num_generations num_generations_eval "
     "num_iterations off_policy_mask_threshold ref_model reward_func_names reward_funcs reward_weights rollout_func "
     "temperature tools top_entropy_quantile use_transformers_continuous_batching use_vllm "
-    "vllm_importance_sampling_correction"
+    "vllm_importance_sampling_correction vllm_mode"
 )
 
 
@@ -103,15 +113,16 @@ def names_that_moved() -> Iterator[str]:
                 yield f"`{module}.{name}` is gone"
             elif arguments and not _takes(getattr(found, name), arguments):
                 yield f"`{module}.{name}` does not take ({arguments.replace('=', '=…')})"
-    trainer: Any = import_module("trl").GRPOTrainer
-    for name, arguments in METHODS.items():
-        if not hasattr(trainer, name):
-            yield f"`GRPOTrainer.{name}` is gone"
-        elif arguments and not _takes(getattr(trainer, name), "self, " + arguments):
-            yield f"`GRPOTrainer.{name}` does not take ({arguments.replace('=', '=…')})"
-    for name in KEYS.keys() & set(dir(trainer)):
-        texts = _texts_of(inspect.unwrap(getattr(trainer, name)).__code__)
-        yield from (f"`GRPOTrainer.{name}` does not know `{key}`" for key in KEYS[name].split() if key not in texts)
+    for place, methods in METHODS.items():
+        for name, arguments in methods.items():
+            if (method := _found(f"{place}.{name}")) is None:
+                yield f"`{place.split('.', 3)[3]}.{name}` is gone"
+            elif arguments and not _takes(method, "self, " + arguments):
+                yield f"`{place.split('.', 3)[3]}.{name}` does not take ({arguments.replace('=', '=…')})"
+    for place, keys in KEYS.items():
+        if (method := _found(place)) is not None:
+            texts = _texts_of(inspect.unwrap(method).__code__)
+            yield from (f"`{place.split('.', 3)[3]}` does not know `{key}`" for key in keys.split() if key not in texts)
 
 
 def attributes_that_moved(trainer) -> Iterator[str]:
@@ -147,6 +158,12 @@ def rollout_that_moved(rollout: dict) -> Iterator[str]:
             yield f"`{name}` of the rollout is {_in_words(found)} and not a tensor of shape {tuple(expected)}"
 
 
+def _found(place: str) -> Any:
+    """A method by the names of its module, its class and itself; `None` if it is gone."""
+    module, kind, name = place.rsplit(".", 2)
+    return getattr(getattr(import_module(module), kind, None), name, None)
+
+
 def _takes(function, arguments: str) -> bool:
     names = arguments.split(", ")
     keywords = [name[:-1] for name in names if name.endswith("=")]
@@ -158,8 +175,8 @@ def _takes(function, arguments: str) -> bool:
 
 
 def _texts_of(code: CodeType) -> set[str]:
-    """The texts in a function and in the functions inside it."""
-    texts: set[str] = set()
+    """The texts and the names of attributes in a function and in the functions inside it."""
+    texts: set[str] = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             texts |= _texts_of(constant)
