@@ -284,6 +284,11 @@ def test_measured_lambda_leans_on_changes_of_value_as_far_as_they_come_true(mode
     assert exact < 0.1
     guessed, _ = lambda_of(guessed_values, model_dir, tmp_path / "guessed")
     assert guessed > 0.9
+    # Of hardly any change too, though the last step, to the reward itself, is a large one that comes true.
+    flat, _ = lambda_of(
+        lambda rollout: 0.5 + 0.5 * noise((len(rollout["completion_ids"]), FLIPS + 1), 11), model_dir, tmp_path / "flat"
+    )
+    assert flat > 0.8
     change = 0.5 / FLIPS  # and a change has the noise of two states
 
     def noisy_values(rollout):
