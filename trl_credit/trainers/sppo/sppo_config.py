@@ -31,8 +31,6 @@ class SPPOConfig(CriticConfig):
             What a fresh head outputs everywhere before its first update, in units of the reward. Default: the mean
             reward of the first rollout, with `critic_loss="bce"` kept at least a twentieth of `reward_range` away from
             its ends.
-        critic_learning_rate (`float`, *optional*, defaults to `5e-6`):
-            Learning rate of the critic's weights, or adapters, below its head.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
     """
@@ -45,7 +43,6 @@ class SPPOConfig(CriticConfig):
     )
     critic_prompt_template: str | None = None
     critic_initial_value: float | None = None
-    critic_learning_rate: float = 5e-6
     critic_pretraining_steps: int = 0
 
     def __post_init__(self):
