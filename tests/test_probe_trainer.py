@@ -527,7 +527,7 @@ def test_a_segmenter_that_nobody_asks_is_refused(model_dir, tmp_path):
 def test_rewards_outside_the_range_are_refused_with_both(model_dir, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, .* \(A probe critic needs a range.\)",
+        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, or take another critic than",
     ):
         probe_trainer(model_dir, tmp_path, reward_range=[0.5, 1.0]).train()
 
