@@ -64,6 +64,8 @@ ATTRIBUTES = (
     "use_transformers_continuous_batching",
     "max_completion_length",
     "vllm_generation",
+    "_last_loaded_step",
+    "vllm_mode",
     "generation_config",
     "_pending_extra_logs",
     "_pending_metrics",
