@@ -100,6 +100,16 @@ def launcher():
 
 
 @check
+def a_file_of_data_is_part_of_a_mixture():
+    utils = importlib.import_module("trl.scripts.utils")
+    fields = {"path", "data_files"}
+    known = set(inspect.signature(getattr(utils, "DatasetConfig", lambda: None)).parameters)
+    assert fields <= known, f"`DatasetConfig` no longer takes {sorted(fields - known)}"
+    mixture = importlib.import_module("trl").DatasetMixtureConfig()
+    assert (mixture.datasets, mixture.streaming) == ([], False), "`DatasetMixtureConfig` has other defaults"
+
+
+@check
 def script_gets_its_trainer_from_trl_when_it_runs():
     for script, trainer in (("trl.scripts.grpo", "GRPOTrainer"), ("trl.scripts.sft", "SFTTrainer")):
         main = getattr(importlib.import_module(script), "main", None)
