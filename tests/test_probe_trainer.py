@@ -107,7 +107,7 @@ def test_it_costs_no_pass_of_its_own(model_dir, tmp_path):
 
 
 def test_nothing_of_a_rollout_is_kept_on_the_device_or_beyond_its_credit(model_dir, tmp_path):
-    room = 6 * (2 * (16 + 3) + 4)  # for six states
+    room = 6 * (2 * (16 + 3 + 3) + 4)  # for six states of width 16, three numbers on the position and three on doubt
     trainer = probe_trainer(model_dir, tmp_path, probe_buffer_rollouts=2, probe_buffer_memory=room / 2**30, max_steps=4)
     trainer.train()
     assert trainer._reading is None and trainer.critic_reader._latest is None
