@@ -12,7 +12,12 @@ from tiny import tiny_model_dir
 
 pytestmark = pytest.mark.distributed
 
-ENGINES = {"ddp": "DistributedDataParallel", "zero2": "DeepSpeedEngine", "fsdp2": "FSDPModule"}
+ENGINES = {
+    "ddp": "DistributedDataParallel",
+    "zero2": "DeepSpeedEngine",
+    "zero3": "DeepSpeedEngine",
+    "fsdp2": "FSDPModule",
+}
 # Seen: 2e-7.
 TOLERANCE = 1e-5
 
