@@ -39,13 +39,13 @@ def make_backend(
             Keep what the network does not need at the moment on the host.
     """
     kind = accelerator.distributed_type
-    if offload and kind not in (DistributedType.DEEPSPEED, DistributedType.NO):
+    if offload and kind != DistributedType.NO:
         raise ValueError(
-            f"`critic_offload=True` works on one process and with DeepSpeed, got {kind.value}. Leave it out; with "
-            "FSDP2 set `fsdp_offload_params` in the accelerate config."
+            f"`critic_offload=True` works on one process, got {kind.value}. Leave it out; DeepSpeed and FSDP2 have "
+            "`offload_optimizer` and `fsdp_offload_params` in their configs, for both networks."
         )
     if kind == DistributedType.DEEPSPEED:
-        return DeepSpeedBackend(network, accelerator, make_optimizer, max_grad_norm, offload)
+        return DeepSpeedBackend(network, accelerator, make_optimizer, max_grad_norm)
     if accelerator.mixed_precision == "fp16":
         raise ValueError("A critic cannot be trained with fp16, whose gradients underflow. Use bf16 or float32.")
     if kind == DistributedType.FSDP:
@@ -208,24 +208,18 @@ class FSDP2Backend(LocalBackend):
 
 
 class DeepSpeedBackend(LocalBackend):
-    """
-    A DeepSpeed engine of its own beside the policy's, with the policy's configuration. With `offload` its optimizer's
-    state is on the host and steps there.
-    """
+    """A DeepSpeed engine of its own beside the policy's, with the policy's configuration."""
 
-    offload = None  # DeepSpeed does it
+    offload = None
 
-    def __init__(self, network, accelerator, make_optimizer, max_grad_norm, offload=False):
+    def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
         import deepspeed
 
         self.network, self.accelerator = network, accelerator
         self.optimizer = make_optimizer(network)
-        config = self.config(max_grad_norm)
-        if offload:
-            if not config["zero_optimization"].get("stage"):
-                raise ValueError("`critic_offload=True` with DeepSpeed needs a ZeRO stage of at least 1.")
-            config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-        self.module, *_ = deepspeed.initialize(model=network, optimizer=self.optimizer, config=config)
+        self.module, *_ = deepspeed.initialize(
+            model=network, optimizer=self.optimizer, config=self.config(max_grad_norm)
+        )
         self.stage = self.module.zero_optimization_stage()
         self.splits_weights = self.stage == 3
 

@@ -19,7 +19,6 @@ from transformers.utils import CONFIG_NAME
 from ...saved import reading
 from ..critic import AcceleratedRunner
 from .backends import STATE_FILE, make_backend
-from .offload import on_host
 
 
 logger = get_logger(__name__)
@@ -56,8 +55,7 @@ class CriticOptimization:
         gradient_checkpointing_kwargs (`dict`, *optional*):
             E.g. `{"use_reentrant": False}`.
         offload (`bool`, *optional*, defaults to `False`):
-            Keep weights and optimizer state on the host between turns; with DeepSpeed the optimizer's state alone,
-            which it then updates there.
+            Keep weights and optimizer state on the host between turns.
     """
 
     learning_rate: float
@@ -373,11 +371,7 @@ class CriticEngine(AcceleratedRunner):
             for (is_head, spared), parameters in sorted(members.items(), key=lambda item: item[0])
         ]
         self._peak_rates = [group["lr"] for group in groups]
-        optimizer: Callable[..., torch.optim.Optimizer] = settings.optimizer
-        kwargs = settings.optimizer_kwargs
-        if settings.offload and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            optimizer, kwargs = on_host(settings.optimizer, kwargs)
-        return optimizer(groups, **{"lr": settings.learning_rate, **kwargs})
+        return settings.optimizer(groups, **{"lr": settings.learning_rate, **settings.optimizer_kwargs})  # type: ignore
 
     def _total(self, x) -> float:
         x = torch.as_tensor(x, dtype=torch.float64, device=self.accelerator.device)

@@ -1,8 +1,6 @@
 """A critic whose weights and optimizer state are on the host while it is not its turn."""
 
-from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -61,26 +59,3 @@ class Offload:
             for name, value in state.items()
             if torch.is_tensor(value) and value.dim() > 0
         }
-
-
-def on_host(optimizer: type[torch.optim.Optimizer], kwargs: dict[str, Any]) -> tuple[Callable[..., Any], dict]:
-    """
-    DeepSpeed's optimizer that steps on the host, in the place of another.
-
-    Args:
-        optimizer (`type`):
-            Class of the optimizer.
-        kwargs (`dict`):
-            Its arguments.
-
-    Raises:
-        ValueError: If there is none for it.
-    """
-    if optimizer is not torch.optim.AdamW:
-        raise ValueError(
-            f"`critic_offload=True` with DeepSpeed steps on the host with its DeepSpeedCPUAdam, got `critic_optim` of "
-            f"the class {optimizer.__name__}. Use 'adamw_torch', or leave `critic_offload`."
-        )
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    return DeepSpeedCPUAdam, {name: value for name, value in kwargs.items() if name != "fused"}

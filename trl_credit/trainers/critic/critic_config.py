@@ -62,8 +62,7 @@ class CriticConfig(CreditConfig):
             longest have; for [`SPPOTrainer`], whose critic reads prompts alone, at least
             `per_device_train_batch_size` · `max_completion_length`.
         critic_offload (`bool`, *optional*, defaults to `False`):
-            Keep the critic's weights and optimizer state on the host between its turns. On one process; with DeepSpeed
-            the optimizer's state, which is then updated on the host (DeepSpeedCPUAdam).
+            Keep the critic's weights and optimizer state on the host between its turns. On one process.
         critic_updates_per_step (`int`, *optional*, defaults to `1`):
             Updates of the critic for each optimizer step of the policy, on the same samples.
         critic_pretraining_steps (`int`, *optional*, defaults to `50`):
