@@ -121,3 +121,8 @@ def script_gets_its_trainer_from_trl_when_it_runs():
         )
     env = importlib.import_module("trl.scripts.env")
     assert hasattr(env, "print_env"), "`trl.scripts.env` has no `print_env` any more"
+    try:
+        data = importlib.import_module("trl.scripts.utils").DatasetConfig(path="json", data_files="a.jsonl")
+    except (AttributeError, TypeError) as error:
+        raise AssertionError(f"`trl.scripts.utils.DatasetConfig` is gone or takes others: {error}") from error
+    assert (data.path, data.data_files) == ("json", "a.jsonl"), "`DatasetConfig` does not keep `path` and `data_files`"

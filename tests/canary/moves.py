@@ -40,6 +40,7 @@ FUNCTIONS = (
     "GRPOScriptArguments",
     "parse_args_and_config",
     "print_env",
+    "DatasetConfig",
 )
 ATTRIBUTES = (
     "beta",

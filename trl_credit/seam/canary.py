@@ -35,6 +35,7 @@ FUNCTIONS = {
     "trl.scripts.grpo": {"main": "script_args, training_args, model_args, dataset_args", "GRPOScriptArguments": ""},
     "trl.scripts.sft": {"main": "script_args, training_args, model_args, dataset_args"},
     "trl.scripts.env": {"print_env": ""},
+    "trl.scripts.utils": {"DatasetConfig": "path=, data_files="},
     "trl.cli.accelerate_config": {"resolve_accelerate_config_argument": "arguments"},
     "trl.cli.accelerate_launcher": {
         "launch_training_script": "script, launch, arguments, launch_command_fn=, launch_parser_fn="
