@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -335,7 +336,7 @@ def test_what_is_done_is_not_run_again(tmp_path, cache):
     assert pq.read_table(results).num_rows == table.num_rows
     assert set(table["cell"].to_pylist()) == {cells[0].key, cells[4].key}
     assert json.loads(table.to_pylist()[0]["settings"]) == {"learning_rate": 1e-3}
-    words = report.table(table, (0.0, 2.0), "mean")
+    words = report.table(table, (0.0, 2.0), ["mean"])
     assert "| mean | 1 | 0.0k | not reached | 0 of 1 |" in words
 
 
@@ -381,6 +382,32 @@ def test_times_fewer_is_a_ratio_of_middles():
     assert statistics.times_fewer([10, 10, 10], [30, 30, 30]) == 3
     assert statistics.times_fewer([10], [np.inf]) == np.inf
     assert np.isnan(statistics.times_fewer([np.inf], [np.inf]))
+
+
+def curve(method: str, fit: int, seed: int, tokens: int) -> list[dict]:
+    """A run that reaches a reward of 0.8 after so many tokens."""
+    run = {"method": method, "cell": f"{method} {fit} {seed}", "fit": fit, "cpu_seconds": 1.0}
+    return [
+        {**run, "step": 0, "tokens_generated": 0, "reward": 0.1},
+        {**run, "step": 1, "tokens_generated": tokens, "reward": 0.8},
+    ]
+
+
+def test_runs_are_resampled_within_their_start_model():
+    # Start models differ by a factor of ten, runs do not: with as many runs of each there is nothing to resample.
+    rows = [row for fit in range(4) for seed in range(3) for row in curve("ours", fit, seed, 1000 * 10 ** (fit % 2))]
+    assert "| 5.5k | 12 of 12 |" in report.table(pa.Table.from_pylist(rows), (0.8,))
+    uneven = report.table(pa.Table.from_pylist(rows[2:]), (0.8,))
+    assert "10.0k) | 11 of 11 |" in uneven
+
+
+def test_a_method_is_compared_with_each_that_is_asked_for():
+    runs = {"ours": 1000, "one": 2000, "two": 4000}
+    rows = [row for method, tokens in runs.items() for fit in (0, 1) for row in curve(method, fit, 0, tokens)]
+    head, _, ours, one, _ = report.table(pa.Table.from_pylist(rows), (0.8,), ["one", "two"]).splitlines()
+    assert "times fewer than one | probability of improvement | times fewer than two" in head
+    assert ours.endswith("| 2.0 | 1.00 | 4.0 | 1.00 |")
+    assert one.endswith("|  |  | 2.0 | 1.00 |")
 
 
 # --- Noise

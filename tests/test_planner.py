@@ -268,6 +268,20 @@ def test_vllm_is_away_during_updates_only_if_it_sleeps(half):
         assert gib(plan, "vLLM", "its share", POLICY) == pytest.approx(expected)
 
 
+def test_rows_of_answers_hold_what_they_share_however_long_it_is(half):
+    setup = Setup("genac", half, completion=40_000)
+    reading = critics.reading_of(setup)
+    shared = critics.QUESTION + setup.length - critics.SEGMENT
+    assert reading.of.width == shared + critics.TAIL + setup.answer - 1 > critics.UPDATE_BATCH_TOKENS
+    assert (reading.scored, reading.micro_batches) == (setup.answer, 8 * 334)
+
+
+def test_buckets_of_ddp_stay(half):
+    plan = make_plan(Setup("vapo", half, gpus=2, completion=64))
+    for phase in (GENERATION, POLICY, CRITIC):
+        assert gib(plan, "policy", "gathered weights and buckets", phase) == 4 * half.parameters / GIB
+
+
 def test_a_small_critic_is_smaller(seven, half):
     large, small = (make_plan(Setup("sppo", seven, critic, completion=1024)) for critic in (None, half))
     assert gib(small, "critic", "weights", CRITIC) == pytest.approx(4 * half.value_model / GIB)

@@ -194,6 +194,26 @@ def test_critic_learns_chances_and_earns_trust(hidden):
     assert critic.trust > 0.85
 
 
+def test_the_values_are_a_running_mean_of_the_fits():
+    critic = make_learner(4, updates=3)
+    features, returns, _ = bernoulli(400, 0)
+    start = critic.network.head[0].weight.detach().clone()
+    critic.learn(features, returns)
+    mean, latest = critic.network.head[0].weight.detach(), critic.fitted[0].weight.detach()
+    moved = (latest - start).norm() / (mean - start).norm()
+    assert 1 / 0.06 < moved < 1 / 0.03  # three updates of alike size, each of which counts 0.03
+
+
+def test_what_it_said_before_it_knew_the_mean_reward_does_not_tell_against_it():
+    critic = make_learner(4)
+    low = torch.zeros(400)  # valued with the middle of the range
+    critic.measure(trust_sums(torch.full((400,), 0.5), low))
+    critic.learn(bernoulli(400, 0)[0], low)
+    values = torch.linspace(0, 0.2, 400)
+    critic.measure(trust_sums(values, values))
+    assert critic.trust == pytest.approx(1)
+
+
 @pytest.mark.slow
 def test_critic_that_can_know_nothing_earns_none():
     trusts = []

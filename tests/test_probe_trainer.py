@@ -89,7 +89,10 @@ def test_features_are_the_start_policys_however_far_the_policy_has_moved(adapter
     assert torch.allclose(asked.features[:, -1], entropy, atol=1e-4)
     chosen = logps[rows, (before - 1).clamp(min=0)].gather(1, ids[rows, before].unsqueeze(1)).squeeze(1)
     expected = torch.where(columns == 0, 0, chosen)
-    assert torch.allclose(asked.features[:, -2], expected, atol=1e-4)
+    assert torch.allclose(asked.features[:, -3], expected, atol=1e-4)
+    prompt = rollout["prompt_ids"].shape[1]
+    own = logps[:, prompt - 1 : -1].gather(2, ids[:, prompt:].unsqueeze(2)).squeeze(2) * asked.starts
+    assert torch.allclose(asked.features[:, -2], (own.cumsum(1) - own)[rows, columns], atol=1e-3)
 
 
 def test_it_costs_no_pass_of_its_own(model_dir, tmp_path):
@@ -104,7 +107,7 @@ def test_it_costs_no_pass_of_its_own(model_dir, tmp_path):
 
 
 def test_nothing_of_a_rollout_is_kept_on_the_device_or_beyond_its_credit(model_dir, tmp_path):
-    room = 6 * (2 * (16 + 3) + 4)  # for six states
+    room = 6 * (2 * (16 + 3 + 3) + 4)  # for six states of width 16, three numbers on the position and three on doubt
     trainer = probe_trainer(model_dir, tmp_path, probe_buffer_rollouts=2, probe_buffer_memory=room / 2**30, max_steps=4)
     trainer.train()
     assert trainer._reading is None and trainer.critic_reader._latest is None
@@ -374,7 +377,7 @@ def test_options_reach_the_head_and_what_teaches_it(model_dir, tmp_path):
     learner.buffer.draw = lambda count, generator: drawn.append(count) or draw(count, generator)
     trainer.train()
     assert learner.optimizer.param_groups[0]["lr"] == 1e-3
-    assert trainer.critic.head[0].weight.shape == (7, 2 * 16 + 3)
+    assert trainer.critic.head[0].weight.shape == (7, 2 * 16 + 6)
     assert drawn == [5] * 9 and learner.steps == 9
     assert len(learner.buffer._rollouts) == 2
     assert trainer.critic.length == vapo_runs.LENGTH
@@ -440,7 +443,7 @@ def test_a_critic_by_its_folder_alone_values_what_its_trainer_does(saved):
     trainer, folder = saved
     rollout = {name: x for name, x in trainer.rollouts_seen[-1].items() if name != "tool_mask"}
     critic = load_critic(str(folder), trainer.processing_class)
-    assert critic.kind == "probe" and critic.question == Question("entropy", [0, 1], False)
+    assert critic.kind == "probe" and critic.question == Question("entropy", [0, 1], True)
     found, expected = critic.state_values(rollout), trainer.state_values(rollout)
     assert found.isfinite().sum() == expected.isfinite().sum() == rollout["completion_mask"].sum()
     assert torch.allclose(found, expected, atol=1e-5, equal_nan=True)
@@ -527,7 +530,7 @@ def test_a_segmenter_that_nobody_asks_is_refused(model_dir, tmp_path):
 def test_rewards_outside_the_range_are_refused_with_both(model_dir, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, .* \(A probe critic needs a range.\)",
+        match=r"outside `reward_range=\[0.5, 1.0\]`.* Set `reward_range` to them, or take another critic than",
     ):
         probe_trainer(model_dir, tmp_path, reward_range=[0.5, 1.0]).train()
 

@@ -35,10 +35,11 @@ def test_the_table_is_read():
     assert len(table()) == 15
 
 
-def test_defaults_are_the_papers(tmp_path):
+def test_defaults_are_the_papers_but_for_the_critics_rate(tmp_path):
     config = SPPOConfig(str(tmp_path), **BASE)
     assert (config.num_generations, config.critic_loss, config.reward_range) == (1, "bce", "running")
-    assert (config.critic_learning_rate, config.critic_pretraining_steps) == (5e-6, 0)
+    # The paper's 5e-6 is in the recipes; here it is 0.1 / width, see docs/results/prompt_critic_rates.md.
+    assert (config.critic_learning_rate, config.critic_pretraining_steps) == (None, 0)
     assert (config.epsilon, config.epsilon_high, config.beta) == (0.2, None, 0)
     assert (config.loss_type, config.scale_rewards, config.critic_initial_value) == ("dapo", "none", None)
 

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--jobs", type=int, default=1, help="Processes, of one thread each.")
     table = commands.add_parser("table", help="Tokens to thresholds, by method.")
     table.add_argument("results", type=Path)
-    table.add_argument("--against", help="The method to compare with.")
+    table.add_argument("--against", nargs="*", default=(), help="The methods to compare with.")
     table.add_argument("--thresholds", type=float, nargs="+", default=[0.4, 0.6, 0.8])
     noise = commands.add_parser("noise", help="Headroom of a task and gradient noise of estimators, at one policy.")
     noise.add_argument("task")

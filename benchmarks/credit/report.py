@@ -1,6 +1,7 @@
 """Tables from the results of a grid."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -18,22 +19,27 @@ def curves(results: pa.Table) -> dict[str, dict[str, list[dict]]]:
 
 
 def tokens_to(runs: dict[str, list[dict]], threshold: float) -> np.ndarray:
-    """Tokens that each run generated until the threshold, continuations and pretraining among them."""
-    return np.array(
-        [
-            first_tokens([row["tokens_generated"] for row in rows], [row["reward"] for row in rows], threshold)
-            for rows in runs.values()
-        ]
-    )
+    """
+    Tokens that each run generated until the threshold, continuations and pretraining among them: of shape `(runs, start
+    models)` if each start model has as many runs and more than one, else `(runs,)`.
+    """
+    by_fit: dict[int, list[float]] = {}
+    for rows in runs.values():
+        tokens, rewards = ([row[name] for row in rows] for name in ("tokens_generated", "reward"))
+        by_fit.setdefault(rows[0]["fit"], []).append(first_tokens(tokens, rewards, threshold))
+    counts = {len(tokens) for tokens in by_fit.values()}
+    if len(counts) == 1 and counts != {1}:
+        return np.array(list(by_fit.values())).T
+    return np.concatenate(list(by_fit.values()))
 
 
 def thousands(value: float) -> str:
     return "not reached" if np.isinf(value) else f"{value / 1000:.1f}k"
 
 
-def table(results: pa.Table, thresholds=(0.4, 0.6, 0.8), against: str | None = None) -> str:
+def table(results: pa.Table, thresholds=(0.4, 0.6, 0.8), against: Sequence[str] = ()) -> str:
     """
-    Markdown: tokens to each threshold by method, and how many times fewer than the method `against` has at the last.
+    Markdown: tokens to each threshold by method, and how many times fewer than the methods `against` at the last.
 
     A column shows the interquartile mean over the runs, and in brackets the ends of its 95 % interval; if a quarter of
     the runs does not reach a threshold, the mean is "not reached".
@@ -41,8 +47,8 @@ def table(results: pa.Table, thresholds=(0.4, 0.6, 0.8), against: str | None = N
     by_method = curves(results)
     head = ["method", "runs", *(f"tokens to {threshold}" for threshold in thresholds), "reached", "CPU s a step"]
     last = thresholds[-1]
-    if against is not None:
-        head += [f"times fewer than {against}", "probability of improvement"]
+    for other in against:
+        head += [f"times fewer than {other}", "probability of improvement"]
     lines = [head, ["---"] * len(head)]
     for method, runs in by_method.items():
         line = [method, str(len(runs))]
@@ -50,10 +56,10 @@ def table(results: pa.Table, thresholds=(0.4, 0.6, 0.8), against: str | None = N
             interval = stratified_bootstrap(interquartile_mean, tokens_to(runs, threshold))
             line.append(_bracketed(interval, thousands))
         ends = [rows[-1] for rows in runs.values()]
-        line.append(f"{sum(np.isfinite(tokens_to(runs, last)))} of {len(runs)}")
+        line.append(f"{np.isfinite(tokens_to(runs, last)).sum()} of {len(runs)}")
         line.append(f"{np.mean([row['cpu_seconds'] / max(row['step'], 1) for row in ends]):.2f}")
-        if against is not None:
-            line += _compared(runs, by_method[against], last) if method != against else ["", ""]
+        for other in against:
+            line += _compared(runs, by_method[other], last) if method != other else ["", ""]
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -38,7 +38,7 @@ def stratified_bootstrap(
     statistic: Callable[..., float], *samples: np.ndarray, resamplings: int = 2000, seed: int = 0
 ) -> Interval:
     """
-    Percentile interval of a statistic, by resampling the runs of each task on their own.
+    Percentile interval of a statistic, by resampling the runs of each task, or of each start model, on their own.
 
     Args:
         statistic (`Callable`):

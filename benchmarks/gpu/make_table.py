@@ -1,7 +1,7 @@
 """
 Tables of what `run.py` has measured, for the pages.
 
-    python benchmarks/gpu/make_table.py docs/results/gpu.json --output docs/results/gpu.md
+    python benchmarks/gpu/make_table.py outputs/gpu.json --output outputs/gpu.md
 """
 
 import argparse

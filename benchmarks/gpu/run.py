@@ -1,8 +1,8 @@
 """
 What is to be measured as soon as a GPU is at hand, most important first, in 25 minutes and with nothing to download.
 
-    python benchmarks/gpu/run.py --output docs/results/gpu.json
-    python benchmarks/gpu/make_table.py docs/results/gpu.json --output docs/results/gpu.md
+    python benchmarks/gpu/run.py --output outputs/gpu.json
+    python benchmarks/gpu/make_table.py outputs/gpu.json --output outputs/gpu.md
 
 Every job is a process of its own. Its result is in the file as soon as it ends, so that a run that is cut off keeps
 what it has; a second run with the same file makes the jobs that are missing. A job that there is no time for is left
@@ -74,7 +74,8 @@ def jobs(toy: bool) -> list[Job]:
 def run(job: Job, seconds_left: float) -> dict:
     """What the job prints in its last line, as JSON, or why there is nothing."""
     argv = [sys.executable, str(HERE / job.argv[0]), *job.argv[1:], "--seconds", str(int(seconds_left))]
-    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"}
+    one_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1", "CUDA_VISIBLE_DEVICES": one_gpu}
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=seconds_left, env=environment)
     except subprocess.TimeoutExpired:

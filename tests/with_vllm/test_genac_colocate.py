@@ -85,19 +85,20 @@ def test_vllm_writes_the_critics_answers_with_its_latest_weights(use_vllm, model
 def test_the_policys_engine_writes_for_the_critic_by_default_and_each_finds_its_own_weights(
     model_dir, critic_dir, tmp_path, float32
 ):
-    settings = {**SETTINGS, "critic_model_name_or_path": critic_dir, "vllm_max_model_length": 160, "max_steps": 3}
+    settings = {**SETTINGS, "critic_model_name_or_path": critic_dir, "vllm_max_model_length": 160}
     trainer = make_trainer(model_dir, tmp_path, GenACTrainer, GenACConfig, **settings)
     assert trainer.writer.vllm == "policy" and trainer.critic_context == 160
     trainer.train()
     assert trainer.writer.generation.llm is trainer.vllm_generation.llm
     log = steps(trainer)
-    assert trainer.engine.steps == len(log) == 3
+    assert trainer.engine.steps == len(log) == 2
     for entry in log:
         # Of its completions, against the policy. Before each rollout but the first it had the critic's weights.
         assert entry["sampling/sampling_logp_difference/max"] < SAME
         assert entry["critic/parse_rate"] > 0.5, "a policy would write no scores"
 
     prompts = [prompt for reading in trainer.rollouts_seen[-1]["readings"] for prompt in reading.query.prompts()]
+    trainer.writer.generation.sync_weights()
     assert critic_gap(trainer, prompts) < SAME
     assert logp_gap(trainer) > 100 * SAME, "it has the critic's weights now"
     written, _ = trainer._generate_single_turn(trainer.processing_class(PROMPTS)["input_ids"], None, {}, 1)

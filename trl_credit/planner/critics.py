@@ -65,15 +65,9 @@ def _reading_of_answers(setup: Setup) -> Reading:
         at_once = min(completions, UPDATE_BATCH_TOKENS // total, MASK_MEMORY // (itemsize * total**2))
         width, scored, micro_batches = total, at_once * answers, math.ceil(completions / at_once)
     else:  # several rows for a completion, each with the shared text up to its last state
-        at_once, width = 1, longest
         branch = TAIL + setup.answer - 1
-        own = max(longest - (total - answers // setup.answer * branch), branch)
-        scored = own * setup.answer // branch
+        shared = total - answers // setup.answer * branch
+        at_once, width = 1, max(longest, shared + branch)
+        scored = (width - shared) * setup.answer // branch
         micro_batches = completions * math.ceil(answers / scored)
-    of = Pass(
-        at_once,
-        width,
-        own_mask=True,
-        lora_rank=setup.lora_rank,
-    )
-    return Reading(of, scored, micro_batches)
+    return Reading(Pass(at_once, width, own_mask=True, lora_rank=setup.lora_rank), scored, micro_batches)

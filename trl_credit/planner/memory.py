@@ -88,7 +88,9 @@ def make_plan(setup: Setup) -> Plan:
     # The critic is updated before the policy's step, and its gradients wait.
     gradients = {POLICY: update.gradients, CRITIC: policy.gradients, STEP: policy.gradients}
     parts.append(Part("policy", "gradients", gradients))
-    parts.append(Part("policy", "gathered weights and buckets", {POLICY: policy.gathered}))
+    # DDP keeps its buckets, ZeRO and FSDP2 let go of what they have gathered.
+    gathered = dict.fromkeys(PHASES if setup.split == "ddp" else (POLICY,), policy.gathered)
+    parts.append(Part("policy", "gathered weights and buckets", gathered))
     parts.append(Part("policy", "activations", {POLICY: update.activations}))
     parts.append(Part("policy", "logits", {POLICY: update.logits}))
     if setup.critic == PROBE and not setup.lora_rank:  # with adapters the policy without them is the reference
@@ -130,12 +132,7 @@ def policy_training(setup: Setup) -> Training:
 
 def policy_update(setup: Setup, trained: Training, precision: Precision) -> Moment:
     """Of a micro-batch."""
-    of = Pass(
-        setup.batch,
-        setup.length,
-        setup.padded,
-        lora_rank=setup.lora_rank,
-    )
+    of = Pass(setup.batch, setup.length, setup.padded, lora_rank=setup.lora_rank)
     # With Triton only positions of the completion are scored.
     scored = setup.batch * (setup.length - 1 if setup.on_cpu else setup.completion)
     return worst_moment(
@@ -195,12 +192,13 @@ def critic_parts(setup: Setup) -> list[Part]:
         scored = reading.of.tokens if setup.on_cpu else reading.scored
         head = Head(scored, words, not setup.lora_rank, setup.on_cpu)
     accumulates = reading.micro_batches > 1
+    gathered = dict.fromkeys(PHASES if setup.split == "ddp" else (CRITIC,), trained.gathered)
     update = worst_moment(shape, precision, reading.of, trained.gradients, accumulates, setup.checkpointing, head)
     return [
         Part("critic", "weights", dict.fromkeys(PHASES, trained.weights)),
         Part("critic", "optimizer", dict.fromkeys(PHASES, trained.optimizer)),
         Part("critic", "gradients", {CRITIC: update.gradients, STEP: trained.gradients}),
-        Part("critic", "gathered weights and buckets", {CRITIC: trained.gathered}),
+        Part("critic", "gathered weights and buckets", gathered),
         Part("critic", "activations", {CRITIC: update.activations}),
         Part("critic", "logits", {CRITIC: update.logits}),
         Part("critic", "roots of AdamW", {STEP: trained.step}),

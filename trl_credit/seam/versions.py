@@ -3,6 +3,7 @@
 import inspect
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 from accelerate.logging import get_logger
 from packaging.specifiers import SpecifierSet
@@ -96,7 +97,7 @@ def unwrapped_for_generation(module, accelerator, checkpointing_kwargs: dict | N
     from trl.models.utils import unwrap_model_for_generation
 
     keeps = INSTALLED.release >= (1, 16)  # before, checkpointing went on with transformers' own arguments
-    kept = {"gradient_checkpointing_kwargs": checkpointing_kwargs} if keeps else {}
+    kept: dict[str, Any] = {"gradient_checkpointing_kwargs": checkpointing_kwargs} if keeps else {}
     with unwrap_model_for_generation(module, accelerator, **settings, **kept) as network:
         yield network
     if not keeps and network.is_gradient_checkpointing:

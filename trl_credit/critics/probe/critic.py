@@ -37,20 +37,21 @@ class Question:
             the end of the prompt.
         layers (`Sequence[int]`, *optional*, defaults to `(0,)`):
             Layers of the reference whose states it reads.
-        uncertainty (`bool`, *optional*, defaults to `False`):
-            Whether it reads the log-probability of the token before the state, and the entropy at the state.
+        uncertainty (`bool`, *optional*, defaults to `True`):
+            Whether it reads the log-probabilities of the token before the state and of all the policy's tokens so far,
+            and the entropy at the state.
         segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
             Where segments end. Default: a [`~trl_credit.segmenting.DelimiterSegmenter`].
     """
 
     boundaries: str = "entropy"
     layers: Sequence[int] = (0,)
-    uncertainty: bool = False
+    uncertainty: bool = True
     segmenter: Segmenter | None = None
 
     def feature_size(self, width: int) -> int:
         """Features of a state, of a reference with hidden states of this width."""
-        return len(self.layers) * width + 3 + 2 * self.uncertainty
+        return len(self.layers) * width + 3 + 3 * self.uncertainty
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,10 @@ class ProbeCritic(Critic):
         read = [reading.states[layer] for layer in self.question.layers]
         pieces = [*(states[here[:, : states.shape[1]]] for states in read), position[here]]
         if self.question.uncertainty:
-            logps = torch.nn.functional.pad(reading.logps.cpu(), (1, 0))[:, :-1]
-            pieces.append(torch.stack([logps, reading.entropy.cpu()], dim=-1)[here])
+            logps = reading.logps.cpu()
+            so_far = torch.where(mask.cpu(), logps, 0).cumsum(1)
+            before = torch.nn.functional.pad(torch.stack([logps, so_far], dim=-1), (0, 0, 1, 0))[:, :-1]
+            pieces.append(torch.cat([before, reading.entropy.cpu().unsqueeze(2)], dim=-1)[here])
         return torch.cat([piece.float() for piece in pieces], dim=-1)
 
 

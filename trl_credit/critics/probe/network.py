@@ -61,7 +61,7 @@ class ProbeNetwork(nn.Module):
             torch.manual_seed(seed)
             layers: list[nn.Module] = []
             if hidden_size:
-                layers += [nn.Linear(feature_size, hidden_size), nn.ReLU()]
+                layers += [nn.Linear(feature_size, hidden_size), nn.Tanh()]
             last = nn.Linear(hidden_size or feature_size, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -76,7 +76,11 @@ class ProbeNetwork(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits of the values, shape `(M,)`, from features of shape `(M, F)`."""
-        return self.head((features.float() - self.shift) / self.scale).squeeze(-1)
+        return self.head(self.scaled(features)).squeeze(-1)
+
+    def scaled(self, features: torch.Tensor) -> torch.Tensor:
+        """Features as the head takes them, float32 of the same shape."""
+        return (features.float() - self.shift) / self.scale
 
     @torch.no_grad()
     def values(self, features: torch.Tensor) -> torch.Tensor:

@@ -48,13 +48,14 @@ class ProbeConfig(CriticConfig):
         probe_layers (`list[int]`, *optional*, defaults to `[0]`):
             Layers of the reference whose hidden states it reads: 0 is the embedding of the token before the state, -1
             what the LM head reads.
-        probe_uncertainty (`bool`, *optional*, defaults to `False`):
-            Let it read the log-probability of the token before the state, and the entropy at the state.
+        probe_uncertainty (`bool`, *optional*, defaults to `True`):
+            Let it read the log-probabilities of the token before the state and of all the policy's tokens so far, and
+            the entropy at the state.
         probe_hidden_size (`int`, *optional*, defaults to `32`):
             Width of its one hidden layer; 0 for a linear head.
         probe_updates (`int`, *optional*, defaults to `32`):
             Its updates for each rollout.
-        probe_batch_size (`int`, *optional*, defaults to `64`):
+        probe_batch_size (`int`, *optional*, defaults to `256`):
             States per update.
         probe_buffer_rollouts (`int`, *optional*, defaults to `16`):
             Latest rollouts that it learns from.
@@ -68,10 +69,10 @@ class ProbeConfig(CriticConfig):
     probe_boundaries: str = field(default="entropy", metadata=one_of(*BOUNDARIES))
     probe_boundary_quantile: float = field(default=0.5, metadata=between(0, 1))
     probe_layers: list[int] = field(default_factory=lambda: [0], metadata=A_LAYER_OR_MORE)
-    probe_uncertainty: bool = False
+    probe_uncertainty: bool = True
     probe_hidden_size: int = field(default=32, metadata=at_least(0))
     probe_updates: int = field(default=32, metadata=above(0))
-    probe_batch_size: int = field(default=64, metadata=above(0))
+    probe_batch_size: int = field(default=256, metadata=above(0))
     probe_buffer_rollouts: int = field(default=16, metadata=above(0))
     probe_buffer_memory: float = field(default=0.125, metadata=above(0))
 

@@ -35,8 +35,6 @@ class SPPOConfig(ProbeConfig):
             What a fresh head outputs everywhere before its first update, in units of the reward. Default: the mean
             reward of the first rollout, with `critic_loss="bce"` kept at least a twentieth of `reward_range` away from
             its ends.
-        critic_learning_rate (`float`, *optional*, defaults to `5e-6`):
-            Learning rate of the critic's weights, or adapters, below its head.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
             Optimizer steps of the critic on rollouts of the fixed policy before the policy moves.
         probe_boundaries (`str`, *optional*, defaults to `"prompt"`):
@@ -54,7 +52,6 @@ class SPPOConfig(ProbeConfig):
     )
     critic_prompt_template: str | None = None
     critic_initial_value: float | None = None
-    critic_learning_rate: float = 5e-6
     critic_pretraining_steps: int = 0
     probe_boundaries: str = field(default=PROMPT, metadata=one_of(PROMPT))
     probe_layers: list[int] = field(default_factory=lambda: [-1], metadata=A_LAYER_OR_MORE)
