@@ -232,8 +232,9 @@ def test_every_method_has_a_plan_whose_parts_add_up(method, half):
     assert (ANSWERS in plan.phases) == (method == "genac")
     assert all(set(part.bytes) <= set(PHASES) for part in plan.parts)
     assert gib(plan, "policy", "weights", POLICY) == 4 * half.parameters / GIB
-    # The policy's gradients wait while its critic is updated.
-    assert gib(plan, "policy", "gradients", CRITIC) == 4 * half.parameters / GIB
+    # The critic is updated when the policy has no gradients.
+    assert gib(plan, "policy", "gradients", POLICY) == 4 * half.parameters / GIB
+    assert gib(plan, "policy", "gradients", CRITIC) == 0
 
 
 def test_a_method_without_a_critic_has_nothing_of_one(half):
@@ -313,9 +314,10 @@ def test_advice_lists_nothing_that_does_not_help(seven):
 # --- Time
 
 
-def test_a_critic_of_the_policys_size_adds_its_values_and_its_update(half):
+def test_a_critic_of_the_policys_size_adds_an_update_and_values_where_they_are_read_apart(half):
     # Per token 2P of values and 6P of training, beside the 6P of the policy; checkpointing makes 8P of each 6P.
-    shares = time_shares.time_shares(Setup("vapo", half, prompt=8, completion=8, vllm=0.3))
+    assert "critic's values" not in time_shares.time_shares(Setup("vapo", half))
+    shares = time_shares.time_shares(Setup("sao", half, prompt=8, completion=8, vllm=0.3))
     update = shares["policy's update"]
     assert shares["critic's update"] / update == pytest.approx(1, rel=0.01)
     assert shares["critic's values"] / update == pytest.approx(1 / 4, rel=0.01)

@@ -5,6 +5,7 @@ Completions are given, all of one length but one: nothing is generated but the a
 the updates of policy and critic, and the critic's values.
 """
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -14,6 +15,7 @@ import torch
 from datasets import Dataset
 from measuring import make_tokenizer
 from shapes import SHAPES, TOY, arguments, device_of, qwen, random_model, report
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_credit.methods import METHODS
@@ -73,16 +75,18 @@ def main():
         return time.perf_counter()
 
     class Timed(base):
-        def training_step(self, *args, **kwargs):
+        def update_critic(self, *args):
             started = now()
-            loss = super().training_step(*args, **kwargs)
-            times.append(now() - started)
-            return loss
-
-        def finish_step(self, micro_batches):
-            started = now()
-            super().finish_step(micro_batches)
+            result = super().update_critic(*args)
             critic_times.append(now() - started)
+            return result
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            times.append(now())
+
+        def on_train_end(self, args, state, control, **kwargs):
+            times.append(now())
 
     def rollout(prompts, trainer):
         lengths = [length - (i == 0) for i in range(len(prompts))]  # so that attention has a mask
@@ -113,9 +117,10 @@ def main():
             train_dataset=Dataset.from_dict({"prompt": [f"{i:0{PROMPT}}" for i in range(64)]}),
             processing_class=tokenizer,
             rollout_func=rollout,
+            callbacks=[Clock()],
         )
         trainer.train()
-    steps = [sum(times[i : i + ACCUMULATION]) for i in range(0, len(times), ACCUMULATION)]
+    steps = [end - begin for begin, end in itertools.pairwise(times)]
     report(
         {
             "shape": args.shape,

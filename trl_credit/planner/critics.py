@@ -39,9 +39,9 @@ def reading_of(setup: Setup) -> Reading:
     if setup.method == "genac":
         return _reading_of_answers(setup)
     if setup.method == "sppo":
-        # Distinct prompts of a step, as many at once as completions of the policy.
+        # Distinct prompts of a step, as many at once as have the tokens of the policy's completions.
         prompts = max(1, setup.batch * setup.accumulation // setup.generations)
-        rows = min(setup.batch, prompts)
+        rows = min(prompts, setup.batch * max(1, setup.completion // setup.prompt))
         return Reading(Pass(rows, setup.prompt, setup.padded, lora_rank=setup.lora_rank), 0, math.ceil(prompts / rows))
     return Reading(Pass(setup.batch, setup.length, setup.padded, lora_rank=setup.lora_rank), 0, setup.accumulation)
 
@@ -59,10 +59,13 @@ def tokens_about_a_completion(setup: Setup) -> tuple[int, int]:
 def _reading_of_answers(setup: Setup) -> Reading:
     total, answers = tokens_about_a_completion(setup)
     itemsize = BFLOAT16 if setup.compute == "bfloat16" else FLOAT32
-    longest = min(UPDATE_BATCH_TOKENS, math.isqrt(MASK_MEMORY // itemsize))
+    # On a GPU FlexAttention needs no mask of numbers.
+    longest = min(UPDATE_BATCH_TOKENS, math.isqrt(MASK_MEMORY // itemsize) if setup.on_cpu else UPDATE_BATCH_TOKENS)
     completions = setup.batch * setup.accumulation
     if total <= longest:
-        at_once = min(completions, UPDATE_BATCH_TOKENS // total, MASK_MEMORY // (itemsize * total**2))
+        at_once = min(completions, UPDATE_BATCH_TOKENS // total)
+        if setup.on_cpu:
+            at_once = min(at_once, MASK_MEMORY // (itemsize * total**2))
         width, scored, micro_batches = total, at_once * answers, math.ceil(completions / at_once)
     else:  # several rows for a completion, each with the shared text up to its last state
         branch = TAIL + setup.answer - 1
@@ -70,4 +73,6 @@ def _reading_of_answers(setup: Setup) -> Reading:
         at_once, width = 1, max(longest, shared + branch)
         scored = (width - shared) * setup.answer // branch
         micro_batches = completions * math.ceil(answers / scored)
-    return Reading(Pass(at_once, width, own_mask=True, lora_rank=setup.lora_rank), scored, micro_batches)
+    return Reading(
+        Pass(at_once, width, masked=setup.on_cpu, own_mask=True, lora_rank=setup.lora_rank), scored, micro_batches
+    )

@@ -85,9 +85,8 @@ def make_plan(setup: Setup) -> Plan:
         Part("policy", "optimizer", dict.fromkeys(PHASES, policy.optimizer)),
     ]
     update = policy_update(setup, policy, precision)
-    # The critic is updated before the policy's step, and its gradients wait.
-    gradients = {POLICY: update.gradients, CRITIC: policy.gradients, STEP: policy.gradients}
-    parts.append(Part("policy", "gradients", gradients))
+    # The critic is updated when the policy has none.
+    parts.append(Part("policy", "gradients", {POLICY: update.gradients}))
     # DDP keeps its buckets, ZeRO and FSDP2 let go of what they have gathered.
     gathered = dict.fromkeys(PHASES if setup.split == "ddp" else (POLICY,), policy.gathered)
     parts.append(Part("policy", "gathered weights and buckets", gathered))
@@ -212,7 +211,8 @@ def generation_parts(setup: Setup, precision: Precision) -> list[Part]:
     """vLLM's share, or the caches of transformers: of the policy, and of a critic that writes."""
     parts = []
     if setup.vllm is not None:
-        awake = (GENERATION,) if setup.vllm_sleep else PHASES
+        # It writes the answers of GenAC's critic too, with the critic's weights.
+        awake = (GENERATION, ANSWERS) if setup.vllm_sleep else PHASES
         share = setup.vllm * setup.gpu_memory * GIB
         parts.append(Part("vLLM", "its share", dict.fromkeys(awake, share)))
     else:
@@ -221,7 +221,7 @@ def generation_parts(setup: Setup, precision: Precision) -> list[Part]:
         logits = step_logits_bytes(completions, setup.policy.vocab)
         gathered = gathered_for_generation(setup, setup.policy)
         parts.append(Part("policy", "cache of generation", {GENERATION: cache + logits + gathered}))
-    if setup.method == "genac":
+    if setup.method == "genac" and setup.vllm is None:
         shape = setup.critic_shape
         cache = cache_bytes(shape, critic_precision(setup), GENERATION_BATCH_TOKENS)
         gathered = gathered_for_generation(setup, shape)

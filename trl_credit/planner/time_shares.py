@@ -80,7 +80,8 @@ def time_shares(setup: Setup) -> dict[str, float]:
         shape, reading = setup.critic_shape, reading_of(setup)
         own = reading.of.tokens * reading.micro_batches
         width = reading.of.width
-        seconds["critic's values"] = pass_operations(shape, shape.value_model, own, width) / OPERATIONS
+        if setup.method not in ("vapo", "bpco"):  # which take their values from the update's own pass
+            seconds["critic's values"] = pass_operations(shape, shape.value_model, own, width) / OPERATIONS
         update = update_operations(shape, shape.value_model, own, width, setup.checkpointing)
         seconds["critic's update"] = update / OPERATIONS
     return seconds
