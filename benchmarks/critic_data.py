@@ -1,11 +1,11 @@
 """
-What does a critic lack on the quickstart's arithmetic: updates, or rollouts, and of how many problems?
+What does a critic lack on the quickstart's arithmetic: updates, or rollouts, and of how many problems, how long?
 
     python benchmarks/critic_data.py     # docs/results/critic_data.md; goes on from critic_data.json if that exists
 
-Fresh critics from the tiny policy's checkpoint, at VAPO's default rates, are fitted to rollouts of the policy, which
-does not move, of 128 completions each, and explain the same held-out rollouts of other problems. Beside them what the
-true values explain there.
+Fresh critics from a tiny policy's checkpoint, at VAPO's default rates, are fitted to rollouts of the policy, which does
+not move, of 128 completions each, and explain the same held-out rollouts of other problems. Beside them what the true
+values explain there, by one continuation from every state.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from critic_rates import (
+    TERMS,
     as_tensors,
     ceiling,
     measure,
@@ -36,25 +37,43 @@ HELD_OUT = 128  # problems, with GENERATIONS completions each
 
 @dataclass(frozen=True)
 class Fit:
-    """What a critic is fitted to: rollouts, how many completions a problem has in them, and those of an update."""
+    """
+    What a critic is fitted to: rollouts, how many completions a problem has in them, those of an update, and how many
+    digits the problems have, those that the policy was fitted to.
+    """
 
     rollouts: int
     generations: int
     update: int = COMPLETIONS
     passes: int = 1
+    terms: tuple[int, ...] = TERMS
+
+    @property
+    def digits(self) -> str:
+        return ", ".join(map(str, self.terms))
 
     def __str__(self) -> str:
         problems = self.rollouts * COMPLETIONS // self.generations
         updates = self.rollouts * COMPLETIONS // self.update * self.passes
-        return f"{self.rollouts * COMPLETIONS:,} | {problems:,} | {self.passes} | {updates:,}"
+        return f"{self.digits} | {self.rollouts * COMPLETIONS:,} | {problems:,} | {self.passes} | {updates:,}"
 
 
-FITS = (Fit(50, 8), Fit(100, 1), Fit(250, 1), Fit(50, 8, update=16), Fit(50, 2, update=16, passes=4), Fit(250, 8))
+SHORT = tuple(Fit(50, 8, terms=terms) for terms in ((3,), (3, 4), (4,)))
+FITS = (
+    *SHORT,
+    Fit(50, 8),
+    Fit(100, 1),
+    Fit(250, 1),
+    Fit(50, 8, update=16),
+    Fit(50, 2, update=16, passes=4),
+    Fit(250, 8),
+)
 
 
 def run(fit: Fit, policy: Path, held_out: list[dict]) -> dict:
     tokenizer = load(policy)[1]
-    rows = solve_problems(policy, fit.rollouts * COMPLETIONS // fit.generations, 0, False, fit.generations)
+    problems = fit.rollouts * COMPLETIONS // fit.generations
+    rows = solve_problems(policy, problems, 0, False, fit.generations, fit.terms)
     rollouts = [as_tensors(rows[first : first + COMPLETIONS], tokenizer) for first in range(0, len(rows), COMPLETIONS)]
     start = rollouts[0]["rewards"].mean().item()
     batches = [batch for rollout in rollouts for batch in split(rollout, fit.update)] * fit.passes
@@ -63,24 +82,25 @@ def run(fit: Fit, policy: Path, held_out: list[dict]) -> dict:
 
 
 def table(stored: dict) -> str:
-    lines = ["| completions | problems | passes | updates | explained variance | within prompts |", "| --- " * 6 + "|"]
+    names = ("digits", "completions", "problems", "passes", "updates", "explained variance", "within prompts")
+    lines = [f"| {' | '.join(names)} | the true values |", "| --- " * (len(names) + 1) + "|"]
     for fit in FITS:
         if found := stored["fits"].get(str(fit)):
-            lines.append(f"| {fit} | {found['explained_variance']:.3f} | {found['within_prompt']:.3f} |")
-    of_all, within = stored["ceiling"]
-    return "\n".join([*lines, f"| the true values | | | | {of_all:.2f} | {within:.2f} |"])
+            known, ceilings = (found["explained_variance"], found["within_prompt"]), stored["ceilings"][fit.digits]
+            cells = (f"{known[0]:.3f}", f"{known[1]:.3f}", " / ".join(f"{of:.2f}" for of in ceilings))
+            lines.append(f"| {fit} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fits", type=int, default=len(FITS), help="the first so many")
-    parser.add_argument("--models", type=Path, default=Path("outputs/quickstart"), help="where the tiny policy is kept")
+    parser.add_argument("--models", type=Path, default=Path("outputs/quickstart"), help="where tiny policies are kept")
     parser.add_argument("--output", type=Path, default=Path("docs/results/critic_data"), help="writes .json and .md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    policy = fitted(TinyModelSettings(), args.models)
     file = args.output.with_suffix(".json")
-    stored = json.loads(file.read_text()) if file.exists() else {"fits": {}}
+    stored = json.loads(file.read_text()) if file.exists() else {"fits": {}, "ceilings": {}}
 
     def save():
         file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
@@ -90,18 +110,19 @@ def main():
         )
         args.output.with_suffix(".md").write_text(page + table(stored) + "\n", encoding="utf-8")
 
-    unseen = solve_problems(policy, HELD_OUT, 0, True)
-    if "ceiling" not in stored:
-        for row, outcomes in zip(unseen, outcomes_from_every_state(policy, unseen), strict=True):
-            row["values"] = outcomes
-        stored["ceiling"] = ceiling(unseen)
-        save()
-    held_out = split(as_tensors(unseen, load(policy)[1]), 64)
     for fit in FITS[: args.fits]:
-        if str(fit) not in stored["fits"]:
-            stored["fits"][str(fit)] = run(fit, policy, held_out)
-            print(fit, json.dumps(stored["fits"][str(fit)]), flush=True)
+        if str(fit) in stored["fits"]:
+            continue
+        policy = fitted(TinyModelSettings(terms=fit.terms), args.models)
+        unseen = solve_problems(policy, HELD_OUT, 0, True, terms=fit.terms)
+        if fit.digits not in stored["ceilings"]:
+            for row, outcomes in zip(unseen, outcomes_from_every_state(policy, unseen, fit.terms), strict=True):
+                row["values"] = outcomes
+            stored["ceilings"][fit.digits] = ceiling(unseen)
+        stored["fits"][str(fit)] = run(fit, policy, split(as_tensors(unseen, load(policy)[1]), 64))
+        print(fit, json.dumps(stored["fits"][str(fit)]), flush=True)
         save()
+    save()
     print(args.output.with_suffix(".md").read_text())
 
 

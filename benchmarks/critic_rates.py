@@ -74,15 +74,20 @@ ARMS = {
     ),
     "smollm": Arm(
         "Letters; a critic from SmolLM2-135M-Instruct, width 576, 30 layers",
-        *(576, 4, 32, 1, (1e-4, 1e-3), (1e-5, 1e-4, 1e-3)),
+        *(576, 4, 32, 1, (1.7e-4, 1e-3), (1e-5, 5e-5, 1.7e-4)),  # the default is 0.1 / 576 for both
     ),
 }
 
 
-def solve_problems(policy: Path, number: int, seed: int, held_out: bool, generations: int = GENERATIONS) -> list[dict]:
+TERMS = TinyModelSettings().terms
+
+
+def solve_problems(
+    policy: Path, number: int, seed: int, held_out: bool, generations: int = GENERATIONS, terms: tuple[int, ...] = TERMS
+) -> list[dict]:
     """Arithmetic: problems with the policy's completions, those of a problem next to each other."""
     model, tokenizer = load(policy)
-    task = ChainTask(TinyModelSettings().terms)
+    task = ChainTask(terms)
     rng = random.Random(f"rates {seed} {held_out}")
     problems = [problem for _ in range(number) for problem in [task.draw(rng, held_out)] * generations]
     texts = complete(model, tokenizer, task, problems, SAMPLED, batch_size=256)
@@ -114,10 +119,10 @@ def write_letters(number: int, seed: int, held_out: bool) -> list[dict]:
     return rows
 
 
-def outcomes_from_every_state(policy: Path, rows: list[dict]) -> list[list[float]]:
+def outcomes_from_every_state(policy: Path, rows: list[dict], terms: tuple[int, ...] = TERMS) -> list[list[float]]:
     """Arithmetic: whether one more completion that goes on from each state of a completion is right."""
     model, tokenizer = load(policy)
-    task = ChainTask(TinyModelSettings().terms)
+    task = ChainTask(terms)
     states = [
         (row, tokenizer(row["prompt"] + row["completion"][:t]).input_ids, t)
         for row in rows
@@ -236,7 +241,8 @@ def run_arm(name: str, args, policy: Path, stored: dict, save) -> None:
         keys = [pair_key(name, seed, *pair) for pair in pairs]
         size = arm.prompts * GENERATIONS
         unseen = write(arm.held_out, seed, True)
-        if f"{name} {seed}" not in stored["ceilings"]:
+        # Values are those of letters, several of which may be one token of a language model.
+        if f"{name} {seed}" not in stored["ceilings"] and name != "smollm":
             if name == "toy":
                 for row, outcomes in zip(unseen, outcomes_from_every_state(policy, unseen), strict=True):
                     row["values"] = outcomes
@@ -265,7 +271,7 @@ def run_vapo(task: str, args, policy: Path, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         if task == "toy":
             model, tokenizer = load(policy)
-            chains, vapo = ChainTask(TinyModelSettings().terms), Method("VAPO", VAPOConfig, VAPOTrainer)
+            chains, vapo = ChainTask(TERMS), Method("VAPO", VAPOConfig, VAPOTrainer)
             settings = {"steps": args.vapo_steps, "prompts_per_step": 16, "seed": seed, "output_dir": Path(folder)}
             trainer = train(model, tokenizer, chains, vapo, **settings, **short)
         else:

@@ -8,10 +8,10 @@ On several GPUs, with ZeRO-3 for both networks (`zero3.yaml`: any accelerate con
 
     accelerate launch --config_file zero3.yaml examples/genac.py --critic_model_name_or_path genac-critic
 
-With vLLM for the completions and for the critic's answers, on the same GPUs:
+With vLLM for the completions and, in the same engine, for the critic's answers, on the same GPUs:
 
     python examples/genac.py --critic_model_name_or_path genac-critic \\
-        --use_vllm --vllm_mode colocate --critic_use_vllm
+        --use_vllm --vllm_mode colocate --vllm_enable_sleep_mode
 
 Every option of `GenACConfig` is a flag: `--segment_target_length 200`, `--critic_baseline leave_one_out`, ... (`--help`
 lists them).

@@ -26,7 +26,7 @@ class Oracle(vapo_oracle.Oracle):
         output = self.output(prompt)
         if self.args.critic_loss == "mse":
             return output
-        low, high = self.args.reward_range
+        low, high = (0, 1) if self.args.reward_range == "running" else self.args.reward_range
         return low + (high - low) / (1 + torch.exp(-output))
 
     def judge(self, samples, prompts):
@@ -55,7 +55,7 @@ class Oracle(vapo_oracle.Oracle):
         return surrogate / trained
 
     def critic_loss(self, samples, credit):
-        low, high = self.args.reward_range
+        low, high = (0, 1) if self.args.reward_range == "running" else self.args.reward_range
         losses = []
         for sample, prompt in zip(samples, self.prompts, strict=True):
             if sample.rewards is None:

@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 # From the ground up. Modules of one floor do not import each other's rooms.
 FLOORS = (
     {"options", "methods", "credit", "journal", "saved", "model_card"},
-    {"sampling", "segmenting"},
+    {"sampling", "segmenting", "planner"},
     {"credit_log"},
     {"seam"},
     {"critics"},

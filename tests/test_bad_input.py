@@ -125,13 +125,23 @@ def wrong_config(bench):
     return bench.trainer(args=bench.config(GRPOConfig))
 
 
-def wrong_trl(bench):
-    code = """
+def wrong_trl(version, moved="pass"):
+    def case(bench):
+        return refused_on_import(
+            f"""
 from importlib import metadata
+import trl
 version = metadata.version
-metadata.version = lambda name: "1.17.0" if name == "trl" else version(name)
+metadata.version = lambda name: {version!r} if name == "trl" else version(name)
+{moved}
 import trl_credit.seam
 """
+        )
+
+    return case
+
+
+def refused_on_import(code):
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
     )
@@ -201,7 +211,10 @@ CASES = {
     **{name: reward(values) for name, values in REWARDS.items()},
     "`num_generations=3` with batches of 4": settings("num_generations=3"),
     "a `GRPOConfig` for the trainer": wrong_config,
-    "a version of TRL that was not checked": wrong_trl,
+    "an older version of TRL": wrong_trl("1.13.0"),
+    "a newer version of TRL without a name that the package builds on": wrong_trl(
+        "1.17.0", "del trl.GRPOTrainer._compute_loss"
+    ),
     "a tensor, an array, a generator": lambda bench: [
         reward(values)(bench)
         for values in (lambda n: torch.arange(n), lambda n: np.arange(n), lambda n: (float(i) for i in range(n)))

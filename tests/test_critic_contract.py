@@ -149,6 +149,7 @@ def test_a_saved_critic_says_what_it_is(model_dir, critics, tmp_path):
     assert facts["settings"] == {
         "critic_template": genac_runs.TEMPLATE,
         "actor_description": trainer.question.actor_description,
+        "reward_range": [0.0, 1.0],
         "segment_min_length": 1,
         "segment_target_length": 3,
         "segment_max_length": 5,

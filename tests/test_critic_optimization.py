@@ -1,6 +1,7 @@
 """The critic's optimizer is what its settings say, in numbers that were worked out by hand."""
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -88,3 +89,35 @@ def test_betas_of_the_run_are_those_of_the_critic_and_gradients_do_not_pile_up(m
     # ½·(½·2) + ½·1 and ½·(½·4) + ½·1
     assert state["exp_avg"].unique().tolist() == pytest.approx([1.0])
     assert state["exp_avg_sq"].unique().tolist() == pytest.approx([1.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("adafactor", "exp_avg_sq_row"),
+        ("adamw_torch_fused", "exp_avg"),
+        ("adamw_8bit", "state1"),
+        ("paged_adamw_8bit", "state1"),
+        ("lion_8bit", "state1"),
+    ],
+)
+def test_the_critic_has_the_optimizer_of_that_name_and_the_policy_its_own(name, state, model_dir, tmp_path):
+    if "8bit" in name:
+        pytest.importorskip("bitsandbytes")
+    trainer = make_trainer(model_dir, tmp_path, critic=noisy_critic(), critic_optim=name, critic_learning_rate=1e-3)
+    _, weights = update(trainer, gradient=1.0)
+    assert all((after - before).abs().max() > 1e-5 for before, after in weights)
+    states = trainer.engine.backend.optimizer.state.values()
+    assert any(state in of_weight for of_weight in states)
+    assert trainer.args.optim != name
+
+
+MISSING = {"galore_adamw": "galore_torch", "adamw_torch_4bit": "torchao", "stable_adamw": "optimi"}
+
+
+@pytest.mark.parametrize("name", [*MISSING, "schedule_free_adamw"])
+def test_an_optimizer_that_cannot_be_had_is_refused_by_name(name, model_dir, tmp_path):
+    if name in MISSING and find_spec(MISSING[name]):
+        pytest.skip(f"{MISSING[name]} is installed")
+    with pytest.raises(ValueError, match=f"`critic_optim='{name}'`"):
+        make_trainer(model_dir, tmp_path, critic=noisy_critic(), critic_optim=name)

@@ -39,7 +39,7 @@ def test_a_config_that_cannot_be_meant_is_refused_as_the_docs_say(settings, mess
 
 
 def test_the_table_is_read():
-    assert len(table()) == 29
+    assert len(table()) == 30
 
 
 def completions(*texts):

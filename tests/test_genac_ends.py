@@ -52,6 +52,6 @@ def test_the_critic_is_asked_within_its_own_limits_and_at_its_own_temperature(mo
 
 
 def test_the_context_of_the_critics_engine_bounds_what_it_is_asked(model_dir, critic, tmp_path):
-    settings = {"critic_use_vllm": True, "critic_vllm_max_model_length": 70, "critic_max_completion_length": 8}
+    settings = {"critic_vllm_mode": "colocate", "critic_vllm_max_model_length": 70, "critic_max_completion_length": 8}
     trainer = make_trainer(model_dir, tmp_path, critic=critic, **settings)
     assert trainer.critic_context == 70 and trainer.critic_reader.context == 70

@@ -125,8 +125,9 @@ def test_too_few_prompts_for_a_rollout_are_refused(model_dir, tmp_path):
 
 
 def test_rewards_outside_of_what_a_score_can_say_are_refused(model_dir, tmp_path):
-    run = collector(model_dir, tmp_path, reward=lambda completions, **kwargs: [2.0] * len(completions))
-    with pytest.raises(ValueError, match=r"The reward 2 of completion 0 .* lies outside \[0, 1\]"):
+    settings = {"reward": lambda completions, **kwargs: [2.0] * len(completions), "reward_range": [0, 1]}
+    run = collector(model_dir, tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"The reward 2 of completion 0 .* lies outside `reward_range=\[0.0, 1.0\]`"):
         run.train()
 
 

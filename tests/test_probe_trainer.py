@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from vapo_runs import make_trainer
 
-from trl_credit import GenACConfig, GenACTrainer, SPPOConfig, SPPOTrainer, VAPOConfig, VAPOTrainer
+from trl_credit import GenACConfig, GenACTrainer, VAPOConfig, VAPOTrainer
 from trl_credit.critics.loading import load_critic
 from trl_credit.critics.probe.critic import Question, read_with
 from trl_credit.scripts import grpo_parser
@@ -44,9 +44,18 @@ def passes(module) -> list[int]:
 class Reading(vapo_runs.Watched):
     """Keeps what the probe critic has read of each rollout."""
 
-    def learn_probe(self, rollout, targets, steps, mode):
-        self.__dict__.setdefault("asked_seen", []).append((rollout, self.critic_reader.ask(rollout), targets, steps))
-        super().learn_probe(rollout, targets, steps, mode)
+    @property
+    def of_critic(self):
+        probe = super().of_critic
+        if "asked_seen" not in self.__dict__ and self.critic_kind == "probe":
+            self.asked_seen, learn = [], probe.learn
+
+            def keep_and_learn(rollout, targets, steps, mode):
+                self.asked_seen.append((rollout, self.critic_reader.ask(rollout), targets, steps))
+                learn(rollout, targets, steps, mode)
+
+            probe.learn = keep_and_learn
+        return probe
 
 
 # --- What it reads
@@ -98,10 +107,13 @@ def test_it_costs_no_pass_of_its_own(model_dir, tmp_path):
 
 
 def test_nothing_of_a_rollout_is_kept_on_the_device_or_beyond_its_credit(model_dir, tmp_path):
-    trainer = probe_trainer(model_dir, tmp_path, probe_buffer_rollouts=2, probe_buffer_states=6, max_steps=4)
+    room = 6 * (2 * (16 + 3 + 3) + 4)  # for six states of width 16, three numbers on the position and three on doubt
+    trainer = probe_trainer(model_dir, tmp_path, probe_buffer_rollouts=2, probe_buffer_memory=room / 2**30, max_steps=4)
     trainer.train()
     assert trainer._reading is None and trainer.critic_reader._latest is None
-    assert len(trainer.engine.learner.buffer) <= 6
+    kept = trainer.engine.learner.buffer.state_dict()["rollouts"]
+    assert [len(targets) for _, targets in kept] == [3, 3]
+    assert sum(x.untyped_storage().nbytes() for pair in kept for x in pair) == room
 
 
 def test_states_of_any_completion_are_read_as_those_of_the_rollout(model_dir, tmp_path):
@@ -138,7 +150,7 @@ def test_boundaries_are_those_asked_for(model_dir, tmp_path):
     for kind in ("tokens", "turns", "segments", "entropy"):
         trainer = probe_trainer(model_dir, tmp_path / kind, trainer=Reading, probe_boundaries=kind)
         if kind == "segments":
-            trainer._segmenter = ends_of_threes
+            trainer.of_critic.segmenter = ends_of_threes
             trainer._critic_reader = None
         trainer.train()
         rollout, asked, _, _ = trainer.asked_seen[0]
@@ -204,10 +216,10 @@ def guessed_values(rollout):
 
 def with_planted(values, model_dir, folder, **settings):
     settings = {"num_generations": 4, "reward_range": [0.0, 1.0], "policy_lambda": 0.0, **settings}
+    settings = {"reward": share_of_even, **settings}
     trainer = probe_trainer(
         model_dir,
         folder,
-        reward=share_of_even,
         rollout=coin_flips,
         per_device_train_batch_size=128,
         probe_boundaries="tokens",
@@ -256,11 +268,46 @@ def test_trust_is_a_number_if_that_is_asked_for_and_at_0_the_credit_is_the_basel
     assert torch.equal(rollout["advantages"], (rewards - rewards.mean()).unsqueeze(1).expand(-1, FLIPS))
 
 
-def test_measured_lambda_is_what_is_left_of_the_trust(model_dir, tmp_path):
-    trainer, *_, trust = with_planted(exact_values, model_dir, tmp_path / "a", policy_lambda="measured")
-    assert trainer.state.log_history[-2]["policy_lambda/mean"] == pytest.approx(1 - trust, abs=1e-6)
-    trainer, *_ = with_planted(guessed_values, model_dir, tmp_path / "b", policy_lambda="measured")
-    assert trainer.state.log_history[-2]["policy_lambda/mean"] > 0.94
+def even_prompts_are_easy(prompts, completion_ids, **kwargs):
+    return [0.5 * even + 0.5 * (len(p) % 2) for p, even in zip(prompts, share_of_even(completion_ids), strict=True)]
+
+
+def noise(shape, seed: int):
+    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lambda_of(values, model_dir, folder, **settings) -> tuple[float, float]:
+    trainer, *_, trust = with_planted(values, model_dir, folder, policy_lambda="measured", **settings)
+    return trainer.state.log_history[-2]["policy_lambda/mean"], trust
+
+
+def test_measured_lambda_leans_on_changes_of_value_as_far_as_they_come_true(model_dir, tmp_path):
+    """Of exact values all is right, of guesses nothing, and of exact ones with as much noise as they change, half."""
+    exact, _ = lambda_of(exact_values, model_dir, tmp_path / "exact")
+    assert exact < 0.1
+    guessed, _ = lambda_of(guessed_values, model_dir, tmp_path / "guessed")
+    assert guessed > 0.9
+    # Of hardly any change too, though the last step, to the reward itself, is a large one that comes true.
+    flat, _ = lambda_of(
+        lambda rollout: 0.5 + 0.5 * noise((len(rollout["completion_ids"]), FLIPS + 1), 11), model_dir, tmp_path / "flat"
+    )
+    assert flat > 0.8
+    change = 0.5 / FLIPS  # and a change has the noise of two states
+
+    def noisy_values(rollout):
+        return exact_values(rollout) + change / 2**0.5 * noise((len(rollout["completion_ids"]), FLIPS + 1), 3) / 0.1
+
+    half, _ = lambda_of(noisy_values, model_dir, tmp_path / "noisy")
+    assert half == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_critic_that_knows_the_prompts_alone_is_trusted_and_its_changes_are_not(model_dir, tmp_path):
+    def values(rollout):
+        easy = rollout["prompt_mask"].sum(1, keepdim=True) % 2
+        return 0.25 + 0.5 * easy + noise((len(easy), FLIPS + 1), 7)
+
+    lam, trust = lambda_of(values, model_dir, tmp_path, reward=even_prompts_are_easy)
+    assert trust > 0.7 and lam > 0.85
 
 
 # --- The run
@@ -359,7 +406,7 @@ def settings_of_a_resumed_run():
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
-    settings = {**settings_of_a_resumed_run(), "rollout": None, "num_generations": 2}
+    settings = {**settings_of_a_resumed_run(), "rollout": None, "num_generations": 2, "policy_lambda": "measured"}
     whole = probe_trainer(model_dir, tmp_path / "whole", **settings)
     whole.train()
     resumed = probe_trainer(model_dir, tmp_path / "resumed", **settings)
@@ -372,7 +419,7 @@ def test_a_resumed_run_is_the_run_to_the_bit(model_dir, tmp_path):
     ]
     texts = [json.dumps(s, default=lambda x: x.tolist() if torch.is_tensor(x) else list(x)) for s in states]
     assert texts[0] == texts[1]
-    assert states[0]["learner"]["steps"] == 3 * 32
+    assert states[0]["learner"]["steps"] == 3 * 32 and len(states[0]["changes"]) == 3
 
 
 def test_a_checkpoint_without_its_state_is_refused(model_dir, tmp_path):
@@ -421,11 +468,11 @@ def test_its_facts_and_its_card_say_what_it_is(saved, model_dir):
 def test_a_later_run_goes_on_with_a_saved_head_asked_the_same(saved, model_dir, tmp_path):
     _, folder = saved
     later = probe_trainer(model_dir, tmp_path, critic_model_name_or_path=str(folder))
-    assert later.has_probe and later.args.probe_layers == [0, 1]
+    assert later.critic_kind == "probe" and later.args.probe_layers == [0, 1]
     first = saved[0].critic.head[0].weight
     assert torch.equal(later.critic.head[0].weight, first)
     later.train()
-    assert later.critic_facts().updates == 64 + 32
+    assert later.of_critic.critic_facts().updates == 64 + 32
     with pytest.raises(
         ValueError, match=r"`probe_layers=\[-1\]` is asked for, but the critic .* was trained with \[0, 1\]"
     ):
@@ -449,7 +496,7 @@ def test_a_later_run_goes_on_with_a_saved_head_asked_the_same(saved, model_dir, 
         ({"gamma": 0.9}, "`gamma=0.9` cannot be had"),
         ({"truncation": "bootstrap"}, "`truncation='bootstrap'` cannot be had"),
         ({"probe_boundaries": "tokens", "probe_boundary_quantile": 0.9}, "no effect with `probe_boundaries='tokens'`"),
-        ({"probe_buffer_states": 8}, "must leave room for a state of each"),
+        ({"probe_buffer_memory": 0.0}, "`probe_buffer_memory` must be a finite number above 0, got 0.0"),
         ({"probe_layers": [9]}, "has layers 0 .* to 2; 9 is asked for"),
         ({"reward_range": [1, 0]}, "the lower one first"),
         ({"critic_trust": "some"}, "a number in \\[0, 1\\] or 'measured'"),
@@ -493,20 +540,19 @@ def test_rewards_outside_the_range_are_refused_with_both(model_dir, tmp_path):
         probe_trainer(model_dir, tmp_path, reward_range=[0.5, 1.0]).train()
 
 
-@pytest.mark.parametrize("trainer, config", [(SPPOTrainer, SPPOConfig), (GenACTrainer, GenACConfig)])
-def test_methods_that_ask_their_critics_otherwise_say_so(trainer, config, model_dir, saved, tmp_path):
-    for critic, message in (
-        ("probe", "`critic='probe'` is for VAPOTrainer"),
-        (saved[1], "is a probe critic .VAPO., as its"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            trainer(
-                str(model_dir),
-                vapo_runs.share_of_even,
-                config(str(tmp_path), bf16=False, use_cpu=True),
-                Dataset.from_dict({"prompt": ["a"]}),
-                critic=critic,
-            )
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_method_whose_critic_writes_says_so(is_saved, model_dir, saved, tmp_path):
+    critic, message = (
+        (saved[1], "is a probe critic, as its") if is_saved else ("probe", "for critics that give numbers")
+    )
+    with pytest.raises(ValueError, match=message):
+        GenACTrainer(
+            str(model_dir),
+            vapo_runs.share_of_even,
+            GenACConfig(str(tmp_path), bf16=False, use_cpu=True),
+            Dataset.from_dict({"prompt": ["a"]}),
+            critic=critic,
+        )
 
 
 def test_a_probe_critic_has_no_pretraining(model_dir, tmp_path):

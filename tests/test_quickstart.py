@@ -13,8 +13,10 @@ from tiny import tiny_model_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import trl_credit.toy
+from trl_credit.credit.fit import explained_variance, fit_sums
+from trl_credit.critics.critic import Critic
 from trl_credit.toy import quickstart, tiny_model
-from trl_credit.toy.scoring import Estimate, evaluate, held_out_problems
+from trl_credit.toy.scoring import Estimate, evaluate, explained_within_problems, held_out_problems
 from trl_credit.toy.task import ALPHABET, ChainTask, ChatTask, Teacher, solve, value
 from trl_credit.toy.tiny_model import TinyModelSettings, fit_and_save, load, make_tokenizer
 
@@ -128,6 +130,75 @@ def test_confidence_interval():
     assert f"{estimate} {estimate:+}" == "50.0 ± 9.8 % +50.0 ± 9.8 %"
 
 
+# --- What a critic knows
+
+
+class BeginsWithADigit(ChainTask):
+    """Right with a digit as the first token, which a model with random weights writes more often than not."""
+
+    def is_correct(self, problem: str, completion: str) -> bool:
+        return completion[:1].isdigit()
+
+
+class ReadingCritic(Critic):
+    """Values by the kind of the first token, `before` where there is none yet, and an offset by the prompt's tokens."""
+
+    def __init__(self, before: float, right: float, wrong: float, offset: float = 0.0):
+        super().__init__(torch.nn.Linear(1, 1), "by the first token")
+        self.before, self.right, self.wrong, self.offset = before, right, wrong, offset
+
+    def state_values(self, rollout: dict) -> torch.Tensor:
+        first = rollout["completion_ids"][:, 0] < 10  # ids of digits
+        values = torch.full((len(first), rollout["completion_ids"].shape[1] + 1), self.before)
+        values[:, 1:] = torch.where(first, self.right, self.wrong)[:, None]
+        problem = rollout["prompt_ids"].sum(1, keepdim=True)
+        return values + self.offset * problem
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    return tiny_model.make_model(tokenizer, TinyModelSettings(hidden_size=32, layers=1, heads=2)), tokenizer
+
+
+def explained(untrained, critic: Critic, problems: int = 8) -> Estimate:
+    task = BeginsWithADigit((3,))
+    return explained_within_problems(critic, *untrained, task, held_out_problems(task, problems), batch_size=16)
+
+
+def test_a_critic_that_knows_problems_and_no_step_explains_nothing_within_them(untrained):
+    for offset in (0.0, 0.1):
+        known = explained(untrained, ReadingCritic(0.6, 0.6, 0.6, offset))
+        assert known.mean == pytest.approx(0.0, abs=1e-6)
+        assert known.half_width == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_critic_that_sees_the_deciding_token_explains_all_but_the_state_before_it(untrained):
+    known = explained(untrained, ReadingCritic(0.6, 1.0, 0.0))
+    assert 0.5 < known.mean < 0.99  # of about ten states one is before the first token
+    assert 0 < known.half_width < 0.3
+    assert explained(untrained, ReadingCritic(0.6, 0.0, 1.0)).mean < -1  # a critic that has it the wrong way round
+
+
+def test_what_a_critic_explains_is_the_explained_variance_within_prompts(untrained, monkeypatch):
+    lines = []
+    monkeypatch.setattr("trl_credit.toy.scoring.fit_sums", lambda *of: lines.append(fit_sums(*of)) or lines[-1])
+    known = explained(untrained, ReadingCritic(0.6, 0.9, 0.2))
+    assert len(lines) == 8 * 8
+    assert known.mean == pytest.approx(explained_variance(torch.cat(lines), torch.arange(64) // 8), abs=1e-9)
+
+
+def test_interval_of_a_share_holds_it_95_times_in_100():
+    rng = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(1000):
+        wholes = torch.rand(100, generator=rng) + 0.1
+        share = Estimate.of_share(wholes * (0.3 + torch.randn(100, generator=rng)), wholes)
+        held += abs(share.mean - 0.3) <= share.half_width
+    assert held / 1000 == pytest.approx(0.95, abs=0.025)
+
+
 # --- The program
 
 
@@ -136,11 +207,12 @@ def small(monkeypatch):
     """A smaller model of shorter problems, with little training: the program runs as ever, in seconds."""
     settings = functools.partial(TinyModelSettings, hidden_size=32, layers=1, heads=2, steps=60, batch_size=32)
     monkeypatch.setattr(tiny_model, "TinyModelSettings", settings)
-    monkeypatch.setattr(quickstart, "TINY", replace(quickstart.TINY, terms=(3,)))
+    for name in ("TINY", "TINY_WITH_CRITIC"):
+        monkeypatch.setattr(quickstart, name, replace(getattr(quickstart, name), terms=(3,)))
     return settings(terms=(3,))
 
 
-@pytest.mark.parametrize("trainer", ["grpo-lambda", "grpo"])
+@pytest.mark.parametrize("trainer", ["grpo-lambda", "grpo", "vapo"])
 @pytest.mark.slow
 def test_from_nothing_to_table_picture_and_checkpoint(tmp_path, small, capsys, trainer):
     argv = ["--steps", "2", "--problems", "32", "--trainer", trainer, "--output_dir", str(tmp_path)]
@@ -150,6 +222,8 @@ def test_from_nothing_to_table_picture_and_checkpoint(tmp_path, small, capsys, t
         assert text in shown
     assert ("GRPO-λ" in shown) == (trainer == "grpo-lambda")
     assert len(shown.splitlines()) < 30  # nothing but that
+    for text in ("Pretraining its critic", "the critic's values explain"):
+        assert (text in shown) == (trainer == "vapo")
 
     assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

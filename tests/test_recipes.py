@@ -6,6 +6,9 @@ import pytest
 import yaml
 
 import trl_credit
+from trl_credit.cli.launch import with_recipe
+from trl_credit.methods import METHODS
+from trl_credit.scripts.train import make_parser
 
 
 RECIPES = Path(trl_credit.__file__).parent / "recipes"
@@ -83,3 +86,12 @@ def test_a_recipe_has_the_numbers_of_its_paper(name):
 
 def test_every_recipe_is_here():
     assert {path.stem for path in RECIPES.glob("*.yaml")} == set(PAPERS)
+
+
+@pytest.mark.parametrize(("command", "name"), [(m.command, name) for m in METHODS.values() for name in m.recipes])
+def test_a_recipe_by_its_name_runs_with_the_batches_that_trl_has_by_default(command, name):
+    asked = ["--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o", "--bf16", "false", "--use_cpu"]
+    argv = with_recipe(["--config", name, *asked], METHODS[command].recipes)
+    _, args, _, _ = make_parser(command).parse_args_and_config(argv)
+    assert args.generation_batch_size % args.num_generations == 0
+    assert args.steps_per_generation % args.gradient_accumulation_steps == 0

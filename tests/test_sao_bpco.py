@@ -26,7 +26,7 @@ PARTS = {
     BPCOConfig: {
         "num_generations": 1,
         "trust_region": "dppo_tv",
-        "reward_range": [0.0, 1.0],
+        "reward_range": "running",
         "critic_loss": "bce",
         "positive_lm_coef": 0.0,
     },

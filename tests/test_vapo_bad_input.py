@@ -74,7 +74,7 @@ def test_a_peft_config_in_the_config_must_be_a_dict(tmp_path):
     ("reward", "message"),
     [
         (lambda completions, **kwargs: [float("inf")] * len(completions), "returned inf for completion 0"),
-        (lambda completions, **kwargs: [[0.5]] * len(completions), r"returned 1 rewards for the tokens of completion"),
+        (lambda completions, **kwargs: [[0.5] * 99] * len(completions), r"returned 99 rewards for completion 0, which"),
         (lambda completions, **kwargs: ["good"] * len(completions), r"returned 'good' \(str\) for completion 0"),
         (lambda completions, **kwargs: [1.0], r"returned 1 rewards, but 4 were expected"),
     ],

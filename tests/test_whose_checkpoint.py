@@ -72,7 +72,7 @@ def test_the_checkpoint_of_another_method_is_refused(saved_by, resumed_by, model
 )
 def test_a_checkpoint_whose_critic_is_read_otherwise_is_refused(option, was, now, model_dir, checkpoint):
     with pytest.raises(ValueError) as caught:
-        resume("sppo", model_dir, checkpoint("sppo"), **{option: now})
+        resume("sppo", model_dir, checkpoint("sppo"), **{"reward_range": "running", option: now})
     assert f"was saved by a run with `{option}={was}`, and this one has {now!r}" in str(caught.value)
 
 

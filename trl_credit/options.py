@@ -52,6 +52,11 @@ def unless(**settings) -> dict:
     return {"unless": settings}
 
 
+def only_with(**settings) -> dict:
+    """The option has an effect with these settings of others alone: with others it must be left at its default."""
+    return {"only_with": settings}
+
+
 # --- The configuration
 
 
@@ -92,7 +97,7 @@ class Options:
                 said["help"] = plain(texts[name].text)
             cls._declared[name] = said | {"rule": option.metadata.get("rule") or _rule(annotation, said)}
             # Parsers take what else is in the metadata for arguments of `add_argument`.
-            shown = {key: value for key, value in said.items() if key not in ("range", "rule", "unless")}
+            shown = {key: value for key, value in said.items() if key not in ("range", "rule", "unless", "only_with")}
             option.metadata = MappingProxyType(shown)
 
     def check_options(self) -> None:
@@ -105,8 +110,10 @@ class Options:
         for name, said in self._declared.items():
             if getattr(self, name) == self._default(name):
                 continue
-            for other, setting in said.get("unless", {}).items():
-                if getattr(self, other) == setting:
+            needed = {other: (setting, False) for other, setting in said.get("unless", {}).items()}
+            needed |= {other: (setting, True) for other, setting in said.get("only_with", {}).items()}
+            for other, (setting, has_effect) in needed.items():
+                if (getattr(self, other) == setting) != has_effect:
                     raise ValueError(
                         f"{type(self).__name__}: `{name}={getattr(self, name)!r}` has no effect with "
                         f"`{other}={getattr(self, other)!r}`. Leave it at {self._default(name)!r}."

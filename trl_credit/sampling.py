@@ -1,14 +1,14 @@
 """Continuations of texts, sampled with transformers: padded, generated and cut at their end."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 
 
-def chunks_within(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def chunks_within(lengths: Sequence[int], budget: int, families: Sequence[int] | None = None) -> list[list[int]]:
     """
     Indices of sequences in chunks for which `longest · number` stays within a budget, the longest first.
 
@@ -17,16 +17,22 @@ def chunks_within(lengths: Sequence[int], budget: int) -> list[list[int]]:
             Tokens of each sequence, those to come included.
         budget (`int`):
             Tokens of a chunk, padding included. A sequence that is longer has a chunk of its own.
+        families (`Sequence[int]`, *optional*):
+            Which sequences belong together: they are in one chunk, or in chunks that follow each other. Default: none.
     """
+    families = range(len(lengths)) if families is None else families
+    longest: dict[int, int] = {}
+    for family, length in zip(families, lengths, strict=True):
+        longest[family] = max(length, longest.get(family, 0))
     chunks: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if room == 0:
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-longest[families[i]], families[i], -lengths[i])):
+        width = max(width, lengths[index])
+        if not chunks or width * (len(chunks[-1]) + 1) > budget:
             chunks.append([])
-            room = max(budget // max(lengths[index], 1), 1)
+            width = lengths[index]
         chunks[-1].append(index)
-        room -= 1
-    return chunks
+    return [sorted(chunk, key=lambda i: (-lengths[i], i)) for chunk in chunks]
 
 
 @contextmanager
@@ -62,6 +68,7 @@ def sample_continuations(
     top_k: int = 0,
     chunks: list[list[int]] | None = None,
     synced: bool = False,
+    read: Callable[[list[int]], Cache | None] | None = None,
 ) -> list[list[int]]:
     """
     Sample one continuation of each prompt.
@@ -84,6 +91,9 @@ def sample_continuations(
             processes, and no more. Default: all together.
         synced (`bool`, *optional*, defaults to `False`):
             Whether weights are split over processes, which must then make as many forward passes each.
+        read (`Callable`, *optional*):
+            From a chunk to the keys and values of what the network has read of it: of the first columns of its prompts,
+            padded on the left. Default: it has read nothing.
 
     Returns:
         `list[list[int]]`: Token ids of the continuations, up to and with the first end.
@@ -114,6 +124,7 @@ def sample_continuations(
                 attention_mask=mask.to(network.device),
                 generation_config=config,
                 synced_gpus=synced,
+                past_key_values=None if read is None else read(chunk),
             )[:, longest:].tolist()
         for index, tokens in zip(chunk, written, strict=False):
             continuations[index] = up_to_end(tokens[: room[index]], ends)

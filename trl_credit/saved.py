@@ -71,10 +71,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_tensors(path: Path) -> Any:
-    """The content of a file of `torch.save`, on the CPU."""
+def read_tensors(path: Path, mapped: bool = False) -> Any:
+    """
+    The content of a file of `torch.save`, on the CPU. If it is mapped, the memory is the file's, which processes have
+    in common, until it is written to.
+    """
     with reading(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 @contextmanager

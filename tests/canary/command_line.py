@@ -9,6 +9,8 @@ from types import FunctionType, SimpleNamespace
 import torch
 import trl
 
+from trl_credit.seam.versions import HAS_TILED_HEAD
+
 from .run import check
 
 
@@ -32,7 +34,7 @@ def model_card(run):
 @check
 def functions():
     utils = importlib.import_module("trl.trainer.utils")
-    tiles = ("add_fused_lm_head", "_CHUNKED_LOGPROB_CHUNK_SIZE")
+    tiles = ("add_fused_lm_head", "_CHUNKED_LOGPROB_CHUNK_SIZE") if HAS_TILED_HEAD else ()
     for name in ("get_config_model_id", "is_async_callable", "maybe_gather_lm_head_ctx", *tiles):
         assert hasattr(utils, name), f"`trl.trainer.utils` has no `{name}` any more"
     models = importlib.import_module("trl.models.utils")
@@ -98,6 +100,16 @@ def launcher():
 
 
 @check
+def a_file_of_data_is_part_of_a_mixture():
+    utils = importlib.import_module("trl.scripts.utils")
+    fields = {"path", "data_files"}
+    known = set(inspect.signature(getattr(utils, "DatasetConfig", lambda: None)).parameters)
+    assert fields <= known, f"`DatasetConfig` no longer takes {sorted(fields - known)}"
+    mixture = importlib.import_module("trl").DatasetMixtureConfig()
+    assert (mixture.datasets, mixture.streaming) == ([], False), "`DatasetMixtureConfig` has other defaults"
+
+
+@check
 def script_gets_its_trainer_from_trl_when_it_runs():
     for script, trainer in (("trl.scripts.grpo", "GRPOTrainer"), ("trl.scripts.sft", "SFTTrainer")):
         main = getattr(importlib.import_module(script), "main", None)
@@ -109,3 +121,8 @@ def script_gets_its_trainer_from_trl_when_it_runs():
         )
     env = importlib.import_module("trl.scripts.env")
     assert hasattr(env, "print_env"), "`trl.scripts.env` has no `print_env` any more"
+    try:
+        data = importlib.import_module("trl.scripts.utils").DatasetConfig(path="json", data_files="a.jsonl")
+    except (AttributeError, TypeError) as error:
+        raise AssertionError(f"`trl.scripts.utils.DatasetConfig` is gone or takes others: {error}") from error
+    assert (data.path, data.data_files) == ("json", "a.jsonl"), "`DatasetConfig` does not keep `path` and `data_files`"

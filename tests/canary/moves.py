@@ -40,6 +40,7 @@ FUNCTIONS = (
     "GRPOScriptArguments",
     "parse_args_and_config",
     "print_env",
+    "DatasetConfig",
 )
 ATTRIBUTES = (
     "beta",
@@ -64,6 +65,8 @@ ATTRIBUTES = (
     "use_transformers_continuous_batching",
     "max_completion_length",
     "vllm_generation",
+    "_last_loaded_step",
+    "vllm_mode",
     "generation_config",
     "_pending_extra_logs",
     "_pending_metrics",

@@ -25,23 +25,50 @@ def texts_are_continued_by_their_tokens(run):
 
 @check
 def vllm_is_asked_in_the_same_place(run):
-    trainer, asked = run.trainer, []
+    trainer, asked, synced = run.trainer, [], []
 
     def generate(prompts, **kwargs):
         asked.append(prompts)
         return None, [[68], [69]], [[[0.0]], [[0.0]]], None
 
-    trainer.use_vllm, trainer._last_loaded_step = True, trainer.state.global_step
-    trainer.vllm_generation = SimpleNamespace(generate=generate, sync_weights=lambda: None)
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
+    trainer.vllm_generation = SimpleNamespace(generate=generate, sync_weights=lambda: synced.append(True))
     try:
         written, _ = trainer._generate_single_turn([[65, 66], [67]], None, {}, 1)
+        trainer._generate_single_turn([[68]], None, {}, 1)
     except AttributeError as error:
-        raise AssertionError(f"`vllm_generation` is not what a run with vLLM asks: {error}") from error
+        raise AssertionError(
+            f"`vllm_generation` and `_last_loaded_step` are not what a run with vLLM asks: {error}"
+        ) from error
     finally:
         trainer.use_vllm = False
         del trainer.vllm_generation
-    assert asked == [[[65, 66], [67]]], "`use_vllm` does not say whether `vllm_generation` is asked"
+    assert synced == [True], "`_last_loaded_step` does not say whether vLLM has the policy's weights"
+    assert asked == [[[65, 66], [67]], [[68]]], "`use_vllm` does not say whether `vllm_generation` is asked"
     assert written == [[68], [69]], "`_generate_single_turn` does not return what vLLM wrote"
+
+
+@check
+def vllm_is_given_the_policy_again_when_it_may_have_lost_it(run):
+    trainer, synced = run.trainer, []
+    trainer.use_vllm, trainer._last_loaded_step = True, -1
+    trainer.vllm_generation = SimpleNamespace(
+        generate=lambda prompts, **kwargs: (None, [[68]], [[[0.0]]], None), sync_weights=lambda: synced.append(True)
+    )
+    try:
+        trainer._generate_single_turn([[65, 66]], None, {}, 1)
+    finally:
+        trainer.use_vllm = False
+        del trainer.vllm_generation
+    assert synced, "`_last_loaded_step` does not say whether vLLM is given the policy's weights"
+
+
+@check
+def vllm_can_be_lent():
+    source = inspect.getsource(importlib.import_module("trl.generation.vllm_generation").VLLMGeneration)
+    for name in ("def _init_vllm(self)", "self.llm = ", "self.tp_group, ", "self.vllm_client = "):
+        assert name in source, f"`VLLMGeneration` does not have its engine by `{name}`"
+    assert "self._llm_weights_sleeping = True" in source, "`VLLMGeneration` does not know that its weights are lost"
 
 
 @check

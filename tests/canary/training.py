@@ -89,6 +89,7 @@ def attributes(run):
         "reward_funcs": [count_letters],
         "rollout_func": None,
         "use_vllm": False,
+        "vllm_mode": "colocate",
         "use_transformers_continuous_batching": False,
         "max_completion_length": SETTINGS["max_completion_length"],
     }

@@ -53,7 +53,7 @@ class SameAnswers(GenACTrainer):
     def _write(self, prompts):
         answers = []
         for prompt in prompts + [None] * (self.most(len(prompts)) - len(prompts)):
-            with seeded(zlib.crc32(str(prompt).encode())):
+            with seeded(zlib.crc32(str(prompt and prompt.ids).encode())):
                 answers += super()._write([] if prompt is None else [prompt])
         return answers
 

@@ -43,6 +43,7 @@ _OTHERS = {
     "inspect": ("trl_credit.cli.inspect", "Write a page that shows what each token of a run's completions was given"),
     "quickstart": ("trl_credit.toy", "Build a small language model that reasons, train it and show the gain"),
     "critic-report": ("trl_credit.cli.critic_report", "Measure what critics know, against Monte-Carlo truth"),
+    "plan": ("trl_credit.cli.plan", "Say how much memory a run will take and where its time will go, before it starts"),
     "env": ("trl_credit.cli.env", "Print versions and what is installed, for a bug report"),
 }
 

@@ -240,11 +240,10 @@ def _critic(spec: str, args: Namespace, tokenizer):
 def _dataset(name: str, split: str, prompts: int):
     from datasets import load_dataset
 
-    kinds = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-    if kind := kinds.get(Path(name).suffix):
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"--dataset_name: there is no file {name}.")
-        dataset = load_dataset(kind, data_files=name, split=split)
+    from ..seam.scripts import reader_of
+
+    if reader := reader_of(name):
+        dataset = load_dataset(reader, data_files=name, split=split)
     else:
         dataset = load_dataset(name, split=split)
     return dataset.select(range(min(prompts, len(dataset))))

@@ -20,6 +20,20 @@ def segment_starts(segments: torch.Tensor) -> torch.Tensor:
     return segments > before
 
 
+def first_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """
+    The first token of each row, whoever wrote it: the state before it is the end of the prompt.
+
+    Args:
+        mask (`torch.Tensor`):
+            Shape `(B, T)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, boolean.
+    """
+    return (torch.arange(mask.shape[1], device=mask.device) == 0).expand(mask.shape)
+
+
 def turn_starts(mask: torch.Tensor) -> torch.Tensor:
     """
     The first token of each turn of the policy: the first trained one of a row, and those after what others wrote.
@@ -33,6 +47,20 @@ def turn_starts(mask: torch.Tensor) -> torch.Tensor:
     """
     mask = mask.bool()
     return mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+
+
+def turn_ends(mask: torch.Tensor) -> torch.Tensor:
+    """
+    The last token of each turn of the policy.
+
+    Args:
+        mask (`torch.Tensor`):
+            Trained tokens, shape `(B, T)`.
+
+    Returns:
+        `torch.Tensor`: Shape `(B, T)`, boolean.
+    """
+    return turn_starts(mask.flip(1)).flip(1)
 
 
 def held(x: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:

@@ -18,13 +18,13 @@ def write_critic_card(folder: Path, trainer) -> None:
             The trainer that made it.
     """
     policy = trainer.model.config.name_or_path if hasattr(trainer.model, "config") else ""
-    args = trainer.args
+    args, critic = trainer.args, trainer.of_critic
     base = f"base_model: {policy}\n" if policy and not Path(policy).exists() else ""
-    names = trainer.critic_options()
+    names = critic.critic_options()
     others = ("reward_range", "gamma", "truncation", "num_generations", "max_completion_length")
     names += [name for name in others if hasattr(args, name)]
     beside = f"[the policy](https://huggingface.co/{trainer.hub_model_id})" if trainer.hub_model_id else "the policy"
-    rate, head_rate = trainer.critic_learning_rates()
+    rate, head_rate = critic.critic_learning_rates()
     (folder / "README.md").write_text(
         f"""---
 library_name: transformers
@@ -37,7 +37,7 @@ library_name: transformers
 
 # Critic of a policy trained with {trainer._name}
 
-{trainer.describe_critic()}
+{critic.describe_critic()}
 
 Trained with [trl_credit](https://pypi.org/project/trl-credit/) {version("trl-credit")} for {trainer.engine.steps}
 updates, beside {beside}. Learning rate: {rate:.3g}, of its head {head_rate:.3g}.

@@ -134,6 +134,16 @@ class Critic:
         """
         raise NotImplementedError
 
+    def own_prompts(self, rollout: dict) -> dict[str, torch.Tensor]:
+        """
+        `prompt_ids` and `prompt_mask` of what it reads in the place of the policy's prompts; empty if it reads those.
+
+        Args:
+            rollout (`dict`):
+                As in [`state_values`].
+        """
+        return {}
+
     def values(self, rollouts: Sequence[Any]) -> list[np.ndarray]:
         """
         Values of all states of completions given as lists, as in a report.

@@ -19,11 +19,13 @@ from ..saved import read_json
 FACTS_FILE = "critic.json"
 # A kind of critic, and what a trainer is given for one that begins with the run.
 PROBE = "probe"
+# The `reward_range` of a run that learns it.
+RUNNING = "running"
 KINDS = {
     "token": "a critic of tokens (VAPO, PPO)",
     "prompt": "a critic of prompts (SPPO)",
     "generative": "a generative critic (GenAC)",
-    PROBE: "a probe critic (VAPO)",
+    PROBE: "a probe critic",
 }
 logger = get_logger(__name__)
 
@@ -210,5 +212,7 @@ def fingerprint(tokenizer: Any) -> dict[str, Any]:
 def _same(name: str, one: Any, other: Any) -> bool:
     if name == "hint_momentum":  # what matters is whether the critic is told a rate
         return (one is None) == (other is None)
+    if name == "reward_range" and RUNNING in (one, other):  # a running range goes on from any other
+        return None not in (one, other)
     both_are_lists = isinstance(one, (list, tuple)) and isinstance(other, (list, tuple))
     return one == other or both_are_lists and list(one) == list(other)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from ..credit.bounded_values import bounded_values
+from .batches import evaluate_evenly, shares_of_batches
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts, fingerprint
 from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
@@ -40,7 +40,10 @@ class PromptCritic(Critic):
         name (`str`, *optional*, defaults to `"prompt critic"`):
             What it is called in a report.
         batch_size (`int`, *optional*, defaults to `32`):
-            Prompts per batch.
+            Prompts that are read at a time; of shorter ones more, as long as they have no more tokens than so many of
+            the longest.
+        batch_tokens (`int`, *optional*, defaults to `0`):
+            Tokens that may be read at a time where that is more.
         tools (`list`, *optional*):
             Those of the policy, for chat templates that show them.
         template_kwargs (`dict`, *optional*):
@@ -59,6 +62,7 @@ class PromptCritic(Critic):
         reward_range: Sequence[float] = (0.0, 1.0),
         name: str = "prompt critic",
         batch_size: int = 32,
+        batch_tokens: int = 0,
         tools: list | None = None,
         template_kwargs: dict | None = None,
         prompt_template: str | None = None,
@@ -66,7 +70,7 @@ class PromptCritic(Critic):
         if critic_loss not in ("bce", "mse"):
             raise ValueError(f"`critic_loss` must be 'bce' or 'mse', got {critic_loss!r}.")
         super().__init__(network, name)
-        self.tokenizer, self.prompts_at_once = tokenizer, batch_size
+        self.tokenizer, self.prompts_at_once, self.batch_tokens = tokenizer, batch_size, batch_tokens
         self.critic_loss, self.reward_range = critic_loss, reward_range
         self.tools, self.template_kwargs, self.prompt_template = tools, template_kwargs, prompt_template
 
@@ -160,31 +164,34 @@ class PromptCritic(Critic):
         Returns:
             `torch.Tensor`: Shape `(B,)`.
         """
-        everywhere = self.runner.gather(prompts)
-        distinct, prompt_of_row = everywhere.unique(dim=0, return_inverse=True)
-        shares = self.share_of(len(distinct), prompts.device)
-        outputs = torch.cat(
-            [self.runner.evaluate(partial(read_prompts, prompts=rows_of(distinct, index))) for index in shares]
-        )
-        # A process has every n-th prompt.
-        outputs = self.runner.gather(outputs).view(self.runner.num_processes, -1).T.flatten()
+        distinct, prompt_of_row = self.runner.gather(prompts).unique(dim=0, return_inverse=True)
+
+        def read(network: nn.Module, index: torch.Tensor) -> torch.Tensor:
+            return read_prompts(network, distinct[index])
+
+        lengths = _lengths(distinct)
+        outputs = evaluate_evenly(self.runner, lengths, self._tokens_at_once(lengths), read)
         start = self.runner.process_index * len(prompts)
         outputs = outputs[prompt_of_row[start : start + len(prompts)]]
         return bounded_values(outputs, self.reward_range if self.critic_loss == "bce" else None)
 
-    def share_of(self, count: int, device) -> list[torch.Tensor]:
+    def batches(self, distinct: torch.Tensor) -> list[torch.Tensor]:
         """
-        Indices of this process's share of `count` prompts, in batches, as many and as large on every process. The last
-        may be `count` or more: there to keep step with the others, see [`rows_of`].
+        This process's share of prompts that all processes have, in batches to train on: indices, as in
+        [`~trl_credit.critics.batches.shares_of_batches`].
         """
-        processes = self.runner.num_processes
-        index = torch.arange(self.runner.process_index, processes * math.ceil(count / processes), processes)
-        return list(index.to(device).split(self.prompts_at_once)) if count else []
+        lengths = _lengths(distinct)
+        if not lengths:
+            return []
+        shares = shares_of_batches(lengths, self._tokens_at_once(lengths), self.runner.num_processes)
+        return [index.to(distinct.device) for index in shares[self.runner.process_index]]
+
+    def _tokens_at_once(self, lengths: list[int]) -> int:
+        return max(self.batch_tokens, self.prompts_at_once * max(lengths))
 
 
-def rows_of(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows of a tensor by a share of [`PromptCritic.share_of`]."""
-    return x[index.clamp(max=len(x) - 1)]
+def _lengths(prompts: torch.Tensor) -> list[int]:
+    return (prompts != PAD).sum(1).tolist()
 
 
 def load_critic_tokenizer(source: str | Path, model_init_kwargs: dict | None = None) -> Any:
@@ -227,9 +234,7 @@ def read_prompts(network: nn.Module, prompts: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor`: `(B,)`, float32, with gradient.
     """
-    mask = prompts != PAD
-    mask = mask[:, mask.any(0)]  # no columns of padding alone
-    ids = prompts[:, -mask.shape[1] :].clamp(min=0)
-    none = ids[:, :0]
-    inputs = {"prompt_ids": ids, "prompt_mask": mask.long(), "completion_ids": none, "completion_mask": none}
+    mask = (prompts != PAD).long()
+    none = prompts[:, :0]
+    inputs = {"prompt_ids": prompts.clamp(min=0), "prompt_mask": mask, "completion_ids": none, "completion_mask": none}
     return read_values(network, inputs).squeeze(1)

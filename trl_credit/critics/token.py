@@ -1,9 +1,7 @@
 """A value for every state of a sequence: a token-classification model with one label, plain to save and to load."""
 
 import copy
-import inspect
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from ..credit.bounded_values import bounded_values
 from .adapters import with_new_adapters, with_saved_adapters
 from .backbone import new_token_classifier, token_classifier
+from .batches import evaluate_evenly, gather_rows, shares_of_batches
 from .critic import Critic, Runner, nan_beyond_the_end, on_device
 from .facts import CriticFacts
 from .prompt_tokens import PAD, critic_prompts, pad_prompts, tokenize_prompts
 from .refusals import has_other_vocabulary, refuse_causal_lm, refuse_images
 
 
+# What [`read_values`] reads.
+READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 # What the last layer of a token- or sequence-classification model is called.
 _HEADS = ("score", "classifier")
 _HEAD_IS_THERE = (
@@ -40,7 +41,10 @@ class TokenCritic(Critic):
         name (`str`, *optional*, defaults to `"token critic"`):
             What it is called in a report.
         batch_size (`int`, *optional*, defaults to `32`):
-            Completions that are read at a time.
+            Completions that are read at a time; of shorter ones more, as long as they have no more tokens than so many
+            of the longest.
+        batch_tokens (`int`, *optional*, defaults to `0`):
+            Tokens that may be read at a time where that is more.
         reward_range (`Sequence[float]`, *optional*):
             The range of the reward, for a network that puts out the logit of a value within it. Default: it puts out
             the value.
@@ -62,6 +66,7 @@ class TokenCritic(Critic):
         network: nn.Module | Runner,
         name: str = "token critic",
         batch_size: int = 32,
+        batch_tokens: int = 0,
         reward_range: Sequence[float] | None = None,
         prompt_template: str | None = None,
         tokenizer=None,
@@ -70,6 +75,7 @@ class TokenCritic(Critic):
     ):
         super().__init__(network, name)
         self.batch_size: int = batch_size
+        self.batch_tokens = batch_tokens
         self.reward_range, self.prompt_template = reward_range, prompt_template
         self.tokenizer, self.tools, self.template_kwargs = tokenizer, tools, template_kwargs
 
@@ -116,11 +122,52 @@ class TokenCritic(Critic):
         """See [`~trl_credit.critics.critic.Critic.state_values`]; its outputs are read by [`read_values`]."""
         refuse_images(rollout)
         rollout = {**rollout, **self.own_prompts(rollout)}
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-        chunks = zip(*(rollout[name].split(self.batch_size) for name in names), strict=True)
-        parts = (dict(zip(names, chunk, strict=True)) for chunk in chunks)
-        values = torch.cat([self.runner.evaluate(partial(read_values, inputs=part)) for part in parts])
-        return nan_beyond_the_end(bounded_values(values, self.reward_range), rollout)
+        rows = gather_rows(self.runner, {name: rollout[name] for name in READ})
+
+        def read(network: nn.Module, index: torch.Tensor) -> torch.Tensor:
+            return read_values(network, {name: x[index] for name, x in rows.items()})
+
+        lengths = _lengths(rows)
+        outputs = evaluate_evenly(self.runner, lengths, self._tokens_at_once(lengths), read)
+        return self._values(outputs, rollout)
+
+    def values_as_read(self, parts: list[dict[str, torch.Tensor]], rollout: dict) -> torch.Tensor:
+        """
+        What [`state_values`] would have returned, from what [`read_values`] has returned for the [`batches`] of a
+        rollout: this process's, each with its `row` and `outputs`. Every process must call this.
+        """
+        row, outputs = (self.runner.gather(torch.cat([part[name] for part in parts])) for name in ("row", "outputs"))
+        in_order = torch.empty_like(outputs)
+        in_order[row] = outputs
+        return self._values(in_order, rollout)
+
+    def _values(self, outputs: torch.Tensor, rollout: dict) -> torch.Tensor:
+        """Those of a rollout, from the outputs for the rows of all processes."""
+        count, tokens = rollout["completion_ids"].shape
+        own = outputs[self.runner.process_index * count :][:count, : tokens + 1]
+        return nan_beyond_the_end(bounded_values(own, self.reward_range), rollout)
+
+    def batches(self, rows: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """
+        Rows of all processes, divided anew among them, in batches to train on.
+
+        Args:
+            rows (`dict[str, torch.Tensor]`):
+                This process's: what [`read_values`] reads, and anything else of shape `(B,)` or `(B, T)`. Every process
+                must call this, with equally many.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: As many batches for every process, of about the same tokens; with the
+            number of each row among those of all processes, `row`.
+        """
+        rows = dict(gather_rows(self.runner, rows))
+        rows["row"] = torch.arange(len(rows["completion_ids"]), device=rows["completion_ids"].device)
+        lengths = _lengths(rows)
+        shares = shares_of_batches(lengths, self._tokens_at_once(lengths), self.runner.num_processes)
+        return [{name: x[index] for name, x in rows.items()} for index in shares[self.runner.process_index]]
+
+    def _tokens_at_once(self, lengths: list[int]) -> int:
+        return max(self.batch_tokens, self.batch_size * max(lengths))
 
     def own_prompts(self, rollout: dict) -> dict[str, torch.Tensor]:
         """
@@ -233,6 +280,10 @@ def finish_token_critic(
     return network
 
 
+def _lengths(rows: dict[str, torch.Tensor]) -> list[int]:
+    return (rows["prompt_mask"].sum(1) + rows["completion_mask"].sum(1)).tolist()
+
+
 def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     What a critic puts out for all states of the completions: their values, or the logits of bounded ones.
@@ -244,22 +295,24 @@ def read_values(network: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Te
         network (`nn.Module`):
             A critic, wrapped or not.
         inputs (`dict`):
-            `prompt_ids`, `prompt_mask` of shape `(B, P)`, padded on the left; `completion_ids`, `completion_mask` of
-            shape `(B, T)`, padded on the right.
+            `prompt_ids`, `prompt_mask` of shape `(B, P)`, padded on either side; `completion_ids`, `completion_mask` of
+            shape `(B, T)`, padded on the right. Columns of padding alone are not read.
 
     Returns:
         `torch.Tensor`: `(B, T + 1)`, float32, with gradient. Column t is the state in which token t is chosen, and
-        column l, of a completion of l tokens, the state after its last one.
+        column l, of a completion of l tokens, the state after its last one; what follows is not to be used.
     """
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
-    forward = {"input_ids": ids, "attention_mask": mask}
-    if _takes_position_ids(network):  # so that padding on the left moves no absolute position
-        forward["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = network(**forward).logits
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1).bool()
+    # Tokens first, padding last: rows begin at position 0, whatever the architecture makes of padding on the left, and
+    # are not wider than their tokens.
+    order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, : mask.sum(1).max()]
+    logits = network(input_ids=ids.gather(1, order), attention_mask=mask.gather(1, order).long()).logits
     if logits.shape[-1] != 1:
         raise ValueError(f"A critic must have one label, but {type(network).__name__} has {logits.shape[-1]}.")
-    return logits[:, inputs["prompt_ids"].shape[1] - 1 :, 0].float()
+    columns = torch.arange(inputs["completion_ids"].shape[1] + 1, device=ids.device)
+    states = inputs["prompt_mask"].sum(1, keepdim=True) - 1 + columns
+    return logits[:, :, 0].float().gather(1, states.clamp(max=order.shape[1] - 1))
 
 
 def head_of(network: nn.Module) -> Any:
@@ -268,14 +321,6 @@ def head_of(network: nn.Module) -> Any:
         if hasattr(network, name):
             return getattr(network, name)
     raise ValueError(f"{type(network).__name__} has no head named one of {_HEADS}, so it cannot be a critic.")
-
-
-def _takes_position_ids(network: nn.Module) -> bool:
-    # `module` is what DDP, DeepSpeed and PEFT call, or PEFT's own base.
-    inner: Any = getattr(network, "module", network)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    forward = inspect.unwrap(getattr(type(inner), "forward", inner.forward))
-    return "position_ids" in inspect.signature(forward).parameters
 
 
 def _from_checkpoint(source: str, kwargs: dict) -> tuple[PreTrainedModel, bool]:

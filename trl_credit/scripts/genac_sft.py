@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from trl_credit.critics.facts import FACTS_FILE
 from trl_credit.critics.generative.question import end_of_turn
 from trl_credit.options import Options
-from trl_credit.seam.scripts import run_sft_script
+from trl_credit.seam.scripts import reader_of, run_sft_script
 
 
 _WHOLE = "has no use: the loss is that of whole traces, whose score comes last"
@@ -88,5 +88,6 @@ def make_parser(prog: str | None = None):
 
 if __name__ == "__main__":
     arguments = make_parser().parse_args_and_config(fail_with_unknown_args=False)
-    CriticSFTTrainer.traces = arguments[0].dataset_name
+    traces = arguments[0].dataset_name
+    CriticSFTTrainer.traces = str(Path(traces).parent) if reader_of(traces) else traces
     run_sft_script(CriticSFTTrainer, *arguments)

@@ -8,6 +8,8 @@ import trl.trainer.utils as trl_utils
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from .versions import HAS_TILED_HEAD, INSTALLED
+
 
 # Words of a tile on a CPU, where TRL folds it in a dozen tensors as large as itself.
 _WORDS_ON_CPU = 2048
@@ -57,6 +59,8 @@ def why_not_tiled(network: Any) -> str | None:
         network (`PreTrainedModel` or `PeftModel`):
             A causal LM, wrapped or not.
     """
+    if not HAS_TILED_HEAD:
+        return f"trl {INSTALLED} has no head in tiles, 1.15 and later have"
     model = _causal_lm(network)
     name, head = type(model).__name__, model.get_output_embeddings()
     adapters = getattr(getattr(network, "module", network), "active_peft_config", None)

@@ -9,6 +9,7 @@ from trl import GRPOTrainer
 
 from ..credit_log.log import CreditLog
 from .config import CreditConfig
+from .versions import check_trainer
 
 
 class RecordingSeam(GRPOTrainer):
@@ -21,9 +22,10 @@ class RecordingSeam(GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        check_trainer(self)
         self._sums: dict[str, dict] = {"train": {}, "eval": {}}  # of metrics, see `log_means`
         # Of each reward function its rewards per token of the latest rollout: {row of this process: list}.
-        self._token_scores: list[dict[int, list[float]]] = [{} for _ in self.reward_funcs]
+        self._token_scores: list[dict[int, Any]] = [{} for _ in self.reward_funcs]
 
     def log_value(self, mode: str, name: str, value: float) -> None:
         """

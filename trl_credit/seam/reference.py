@@ -4,11 +4,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import trl.trainer.utils as trl_utils
 from accelerate.utils import is_peft_model
 from torch import nn
-from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from .recording import RecordingSeam
+from .versions import refuse_before_tiles
 
 
 class Reading(NamedTuple):
@@ -17,7 +18,8 @@ class Reading(NamedTuple):
 
     Args:
         states (`dict[int, torch.Tensor]`):
-            By layer the hidden states from which each token was chosen, shape `(B, T, H)`, on the host.
+            By layer the hidden states from which each token was chosen, shape `(B, T, H)`, or `(B, 1, H)` with
+            `first_only`, on the host, in the model's dtype.
         logps (`torch.Tensor`):
             Log-probabilities of the tokens, shape `(B, T)`, float32.
         entropy (`torch.Tensor`):
@@ -33,27 +35,31 @@ class ReferenceSeam(RecordingSeam):
     """The part of [`CreditTrainer`] that listens to the reference model."""
 
     _reference_layers: tuple[int, ...] | None = None  # see `listen_to_reference`
+    _first_only = False
     _reading: tuple[torch.Tensor, Reading] | None = None  # of the latest rollout, with the token ids that were read
 
-    def listen_to_reference(self, layers: tuple[int, ...]) -> None:
+    def listen_to_reference(self, layers: tuple[int, ...], first_only: bool = False) -> None:
         """
         From now on keep what the reference makes of a rollout until its credit is assigned.
 
         Args:
             layers (`tuple[int, ...]`):
                 Whose states are kept: 0 is the embedding, -1 what the LM head reads.
+            first_only (`bool`, *optional*, defaults to `False`):
+                Keep only the state at the end of the prompt.
 
         Raises:
             ValueError: If there is no reference, for `beta` is 0; if the policy has no such layer, or its layers are
                 not where they are in most models.
         """
+        refuse_before_tiles("Listening to the reference model")
         if self.beta == 0:
             raise ValueError("There is no reference model to listen to with `beta=0.0`. Set `beta`, e.g. to 0.03.")
         for layer in layers:
             module_of_layer(self._causal_lm(), layer)
-        self._reference_layers = layers
+        self._reference_layers, self._first_only = layers, first_only
         if self.ref_model is not None:  # of which TRL wants no entropies; of the policy it does
-            add_fused_lm_head(
+            trl_utils.add_fused_lm_head(
                 self.accelerator.unwrap_model(self.ref_model),
                 temperature=self.temperature,
                 cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32,
@@ -81,7 +87,7 @@ class ReferenceSeam(RecordingSeam):
         adapters: Any = nullcontext()
         if self.ref_model is None:
             policy = self.accelerator.unwrap_model(self.model)
-            adapters = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+            adapters = trl_utils.use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         with torch.no_grad(), adapters:
             self._get_per_token_logps_and_entropies(
                 self.model if self.ref_model is None else self.ref_model,
@@ -101,7 +107,7 @@ class ReferenceSeam(RecordingSeam):
         if self._reference_layers is None or self._loss is not None or not is_reference:
             return forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         unwrapped: Any = self.accelerator.unwrap_model(model)
-        with overheard(unwrapped, self._reference_layers, logits_to_keep) as heard:
+        with overheard(unwrapped, self._reference_layers, logits_to_keep, self._first_only) as heard:
             outputs = forward(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         whole = {name: torch.cat(parts) for name, parts in heard.items()}
         reading = Reading({layer: whole[layer] for layer in self._reference_layers}, whole["logps"], whole["entropy"])
@@ -110,7 +116,7 @@ class ReferenceSeam(RecordingSeam):
 
 
 @contextmanager
-def overheard(model: Any, layers: tuple[int, ...], length: int):
+def overheard(model: Any, layers: tuple[int, ...], length: int, first_only: bool = False):
     """
     Keep what a model's forward passes say of the last `length` tokens, chunk by chunk.
 
@@ -121,6 +127,8 @@ def overheard(model: Any, layers: tuple[int, ...], length: int):
             As in [`ReferenceSeam.listen_to_reference`].
         length (`int`):
             T.
+        first_only (`bool`, *optional*, defaults to `False`):
+            Keep only the state from which the first of them was chosen.
 
     Yields:
         `dict`: Lists of states by layer, and, if TRL has put its own loss into the model's forward, `"logps"` and
@@ -133,8 +141,9 @@ def overheard(model: Any, layers: tuple[int, ...], length: int):
         def keep(module, args, output):
             states = getattr(output, "last_hidden_state", output)
             states = states[0] if isinstance(states, tuple) else states
+            states = states.detach()[:, -length - 1 : -1]
             # A copy on the host: on the device all layers of a whole rollout would be in the way of its generation.
-            heard[layer].append(states.detach()[:, -length - 1 : -1].to("cpu", copy=True))
+            heard[layer].append(states[:, : 1 if first_only else length].to("cpu", copy=True))
 
         return keep
 

@@ -40,6 +40,17 @@ class BeginTraining(TrainerCallback):
             self.trainer._credit_log.write()
 
 
+class FinishStep(TrainerCallback):
+    """Calls [`CreditTrainer.finish_step`] when the policy has made its step and forgotten its gradient."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step, self.trainer._step_inputs = self.trainer._step_inputs, []
+        self.trainer.finish_step(step)
+
+
 @contextmanager
 def saved_whole(place: Path, trainer):
     """

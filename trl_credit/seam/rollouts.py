@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
+from ..credit.boundaries import turn_ends
 from ..credit.rewards import weighted_reward
 from .loss import trained_tokens
 from .rollout_keys import check_keys, declared_keys
 from .sampling import SamplingSeam
+from .user_functions import TurnScores
+from .versions import check_rollout
 
 
 class RolloutSeam(SamplingSeam):
@@ -242,13 +245,38 @@ class RolloutSeam(SamplingSeam):
             rollout = super()._generate_and_score_completions(inputs, *args, **kwargs)
         finally:
             self._scores_tokens, self.vllm_importance_sampling_correction = True, corrects
+        check_rollout(rollout)
         self._fields_of_completions = set(inputs[0]) - columns
+        self._place_rewards_of_turns(rollout)
         if self.scores_continuations and (trained_tokens(rollout) != rollout["completion_mask"].bool()).any():
             raise ValueError(
                 f"`rollout_func` returned an `env_mask` with zeros: tokens that the policy did not write. Nothing "
                 f"writes them in the continuations that {type(self).__name__} samples. Leave them out."
             )
         return rollout
+
+    def _place_rewards_of_turns(self, rollout: dict) -> None:
+        """Rewards per turn become rewards per token, at the last token of each turn."""
+        for name, scores_of_rows in zip(self.reward_func_names, self._token_scores, strict=True):
+            for row, scores in scores_of_rows.items():
+                if not isinstance(scores, TurnScores):
+                    continue
+                chosen = torch.ones(1, scores.tokens)
+                if "tool_mask" in rollout:
+                    chosen = rollout["tool_mask"][row : row + 1, : scores.tokens]
+                ends = turn_ends(chosen)[0].nonzero().flatten().tolist()
+                is_masked = not rollout["completion_mask"][row].any()  # and with it TRL has lost its turns
+                if len(ends) != len(scores.rewards) and not is_masked:
+                    raise ValueError(
+                        f"Reward function {name!r} returned {len(scores.rewards)} rewards for completion {row}, which "
+                        f"has {scores.tokens} tokens in {len(ends)} turns of the policy. Return one reward per token "
+                        "of `completion_ids`, one per turn (a message of the assistant in `completions`), or one "
+                        "number."
+                    )
+                placed = [0.0] * scores.tokens
+                for end, reward in zip(ends, scores.rewards, strict=not is_masked):
+                    placed[end] = reward
+                scores_of_rows[row] = placed
 
     def _assign_credit(self, rollout: dict, rewards: torch.Tensor) -> dict:
         known = set(rollout)

@@ -1,6 +1,5 @@
 """Services beside a rollout: sample from any prefix, score any completion, and leave the run as it was."""
 
-import inspect
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import set_seed
-from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..credit.rewards import weighted_reward
 from .loss import LossSeam
+from .versions import inputs_of_forward
 
 
 class SamplingSeam(LossSeam):
@@ -136,7 +135,6 @@ class SamplingSeam(LossSeam):
         for name in ("sampling_per_token_logps", "old_per_token_logps"):
             if rollout.get(name) is not None:
                 return rollout[name]
-        parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
         checkpointing: Any = self.args.gradient_checkpointing_kwargs
         with disable_gradient_checkpointing(self.model, checkpointing):
             logps, _, _ = self._get_per_token_logps_and_entropies(
@@ -145,7 +143,7 @@ class SamplingSeam(LossSeam):
                 torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], dim=1),
                 rollout["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
-                **{name: rollout[name] for name in parameters if name in rollout},
+                **{name: rollout[name] for name in inputs_of_forward() if name in rollout},
             )
         return logps
 

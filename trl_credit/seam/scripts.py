@@ -1,6 +1,13 @@
 """TRL's command line and training scripts, with our trainers in them."""
 
+from pathlib import Path
+
 from trl import GRPOTrainer
+from trl.scripts.utils import DatasetConfig
+
+
+# What `datasets` reads a file with, by how its name ends.
+FILE_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def split_launch_arguments(parser, argv: list[str]) -> tuple[list[str], list[str]]:
@@ -48,8 +55,40 @@ def run_sft_script(trainer_class: type, *args) -> None:
     _run_script(main, "SFTTrainer", trainer_class, *args)
 
 
+def reader_of(dataset_name: str | None) -> str | None:
+    """
+    What reads the file that a `--dataset_name` names.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            A file, or a folder or id of the Hub.
+
+    Returns:
+        `str`: A path for `load_dataset`, which takes the file as `data_files`; `None` if this names no file.
+
+    Raises:
+        FileNotFoundError: If it is the name of a file, and there is none.
+    """
+    name = Path(dataset_name or "")
+    reader = None if name.is_dir() else FILE_READERS.get(name.suffix)
+    if reader is not None and not name.is_file():
+        raise FileNotFoundError(f"--dataset_name: there is no file {dataset_name}.")
+    return reader
+
+
+def _take_file(script_args, dataset_args) -> None:
+    """TRL's scripts load a folder or an id by its name, and a file only as part of a mixture."""
+    reader = None if dataset_args.datasets else reader_of(script_args.dataset_name)
+    if reader is not None:
+        dataset_args.datasets = [DatasetConfig(path=reader, data_files=script_args.dataset_name)]
+        dataset_args.streaming |= script_args.dataset_streaming
+        script_args.dataset_name = None
+
+
 def _run_script(main, name: str, trainer_class: type, *args) -> None:
     import trl
+
+    _take_file(args[0], args[-1])
 
     # `main` imports the trainer from `trl` when it is called. If it got it in any other way, it would train TRL's own
     # without a word.

@@ -13,15 +13,16 @@ from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
 from ..credit_log.log import CreditLog
 from ..model_card import add_credit_section
 from .config import CreditConfig
 from .kept_rollouts import KeptRolloutSeam
-from .resuming import BeginTraining, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
+from .lent_engine import LentEngine
+from .resuming import BeginTraining, FinishStep, ResumableSampler, checkpoint_to_resume, save_rollout, saved_whole
 from .user_functions import checked_reward_func, checked_rollout_func, distinct_names, stop_token_ids
+from .versions import unwrapped_for_generation
 
 
 logger = get_logger(__name__)
@@ -35,8 +36,8 @@ class CreditTrainer(KeptRolloutSeam):
     config_class: type[CreditConfig]
     # Folders of a saved policy that hold other networks.
     folders_of_networks: tuple[str, ...] = ()
-    # Whether a reward function may return a list of rewards for a completion, one per token. In it `None` is a token
-    # that the function does not score, and a list of these alone a completion that it does not.
+    # Whether a reward function may return a list of rewards for a completion, one per token or one per turn. In it
+    # `None` is one that the function does not score, and a list of these alone a completion that it does not.
     takes_token_rewards = False
 
     def __init__(self, model, reward_funcs=None, args=None, *rest, **kwargs):
@@ -79,6 +80,7 @@ class CreditTrainer(KeptRolloutSeam):
         if self.scores_continuations:
             self._refuse_unscorable()
         self.add_callback(BeginTraining(self))
+        self.callback_handler.callbacks.insert(0, FinishStep(self))  # others see both networks after the step
 
     # --- Hooks
 
@@ -86,7 +88,10 @@ class CreditTrainer(KeptRolloutSeam):
         """Called before metrics are logged: the moment to add metrics over everything since the last log."""
 
     def finish_step(self, micro_batches: list[dict]) -> None:
-        """Called with the same micro-batches when the policy's gradient is complete, before its optimizer steps."""
+        """
+        Called with the same micro-batches when the policy's optimizer has stepped and its gradient is gone, before
+        anything else that happens at the end of a step: callbacks, logs, evaluations, checkpoints.
+        """
 
     def begin_training(self, checkpoint: str | None) -> None:
         """Called when the policy is on its devices, before its first step; with a checkpoint if the run is resumed."""
@@ -136,8 +141,6 @@ class CreditTrainer(KeptRolloutSeam):
             checkpoint (`str` or `bool`, *optional*):
                 As `resume_from_checkpoint` of `train`.
         """
-        if not hasattr(super(), "_run_epoch"):
-            raise RuntimeError("This version of transformers cannot begin a run without training: use 5.0 or later.")
         self._moves_policy = False
         try:
             super().train(resume_from_checkpoint=checkpoint_to_resume(self, checkpoint))
@@ -155,18 +158,17 @@ class CreditTrainer(KeptRolloutSeam):
             checkpointing_kwargs (`dict`, *optional*):
                 Arguments of its gradient checkpointing, which is off meanwhile.
         """
-        with unwrap_model_for_generation(
-            module,  # type: ignore[arg-type]
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            gradient_checkpointing_kwargs=checkpointing_kwargs,
+        gather = self.args.ds3_gather_for_generation
+        with unwrapped_for_generation(
+            module, self.accelerator, checkpointing_kwargs, gather_deepspeed3_params=gather
         ) as network:
             yield network
 
     def vllm_beside(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
         """
-        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode. Call `sync_weights`
-        before `generate` whenever the network has changed, and call both on every process, with equally many prompts.
+        vLLM for a network trained beside the policy, with the policy's parallelism and sleep mode: but vLLM lets only
+        one engine of a process sleep, and that is the policy's. Call `sync_weights` before `generate` whenever the
+        network has changed, and call both on every process, with equally many prompts.
 
         Args:
             network (`nn.Module`):
@@ -182,13 +184,30 @@ class CreditTrainer(KeptRolloutSeam):
             processing_class=processing_class,
             server_timeout=self.args.vllm_server_timeout,
             tensor_parallel_size=self.args.vllm_tensor_parallel_size,
-            enable_sleep_mode=self.args.vllm_enable_sleep_mode,
+            enable_sleep_mode=self.args.vllm_enable_sleep_mode and not (self.use_vllm and self.vllm_mode == "colocate"),
             model_impl=self.args.vllm_model_impl,
             trust_remote_code=self.args.trust_remote_code,
             **settings,
         )
 
+    def vllm_of_policy(self, network: nn.Module, processing_class, **settings) -> VLLMGeneration:
+        """
+        The policy's vLLM, lent to a network of the policy's architecture that is trained beside it, see
+        [`~trl_credit.seam.lent_engine.why_not_lent`]. Call `sync_weights` before each `generate`, and both on every
+        process, with equally many prompts.
+
+        Args:
+            network (`nn.Module`):
+                The network, on its devices.
+            processing_class (`PreTrainedTokenizerBase`):
+                Its tokenizer.
+            settings:
+                Of its generation, see [`~trl.generation.vllm_generation.VLLMGeneration`].
+        """
+        return LentEngine(self, network, processing_class, **settings)
+
     # --- Wrapped methods of TRL
+
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As TRL's, from a checkpoint that is whole: others are refused by name. The text `"true"` counts as `True`."""
         return super().train(checkpoint_to_resume(self, resume_from_checkpoint), *args, **kwargs)
@@ -248,9 +267,6 @@ class CreditTrainer(KeptRolloutSeam):
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
-            step, self._step_inputs = self._step_inputs, []
-            self.finish_step(step)
         if self._credit_log is not None:
             self._credit_log.after_loss()
         return loss

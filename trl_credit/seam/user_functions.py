@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from accelerate.logging import get_logger
@@ -12,6 +13,21 @@ from trl.trainer.utils import is_async_callable
 
 
 logger = get_logger(__name__)
+
+
+class TurnScores(NamedTuple):
+    """
+    Rewards that are not one per token of a completion, and so have to be one per turn.
+
+    Args:
+        rewards (`list[float]`):
+            0 where none was given.
+        tokens (`int`):
+            Those of the completion.
+    """
+
+    rewards: list[float]
+    tokens: int
 
 
 def distinct_names(names: list[str]) -> list[str]:
@@ -25,30 +41,30 @@ def distinct_names(names: list[str]) -> list[str]:
 
 def checked_reward_func(func, name: str, token_scores: dict | None = None):
     """
-    `func`, with an error that says which reward is not one. TRL itself checks their number. Rewards per token go to
-    `token_scores`, if there is one, and their sum to TRL: tokens that are `None` or NaN are not scored, which is 0, and
-    a completion of which no token is scored is not.
+    `func`, with an error that says which reward is not one. TRL itself checks their number. Rewards per token or per
+    turn go to `token_scores`, if there is one, and their sum to TRL: tokens and turns that are `None` or NaN are not
+    scored, which is 0, and a completion of which none is scored is not.
     """
 
     def check_number(reward, where):
         if not (isinstance(reward, Real) or (hasattr(reward, "item") and torch.as_tensor(reward).numel() == 1)):
+            is_list = isinstance(reward, (list, tuple)) and token_scores is None
             raise TypeError(
                 f"Reward function {name!r} returned {reward!r} ({type(reward).__name__}) for {where}. A reward must be "
                 "a finite number, or None for what it does not score."
+                + " Rewards per token or per turn are for trainers that place them, as VAPOTrainer does."
+                * is_list
             )
 
     def warn_of_nan(where):
         logger.warning(f"Reward function {name!r} returned NaN for {where}: it counts as not scored.")
 
     def check_tokens(row, scores, completion_ids):
-        if completion_ids is not None and len(scores) != len(completion_ids[row]):
-            raise ValueError(
-                f"Reward function {name!r} returned {len(scores)} rewards for the tokens of completion {row}, which "
-                f"has {len(completion_ids[row])}. Return one reward per token of `completion_ids`, or one number."
-            )
+        per_token = completion_ids is None or len(scores) == len(completion_ids[row])
+        part = "token" if per_token else "turn"
         numbers = []
         for token, score in enumerate(scores):
-            where = f"token {token} of completion {row}"
+            where = f"{part} {token} of completion {row}"
             if score is not None:
                 check_number(score, where)
             number = math.nan if score is None else float(score)
@@ -60,12 +76,13 @@ def checked_reward_func(func, name: str, token_scores: dict | None = None):
             numbers.append(number)
         nans = [token for token, score in enumerate(scores) if score is not None and math.isnan(score)]
         if nans:
-            warn_of_nan(f"{len(nans)} of the tokens of completion {row}, first for token {nans[0]}")
+            warn_of_nan(f"{len(nans)} of the {part}s of completion {row}, first for {part} {nans[0]}")
         if all(map(math.isnan, numbers)):
             return None
         assert token_scores is not None
-        token_scores[row] = [0.0 if math.isnan(number) else number for number in numbers]
-        return sum(token_scores[row])
+        known = [0.0 if math.isnan(number) else number for number in numbers]
+        token_scores[row] = known if per_token else TurnScores(known, len(completion_ids[row]))
+        return sum(known)
 
     def check(rewards, completion_ids=None):
         if isinstance(rewards, list) and token_scores is not None:

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -23,6 +23,8 @@ class Defaults:
 
 
 TINY = Defaults(steps=150, learning_rate=3e-4, prompts_per_step=16, problems=1024, terms=(4, 5, 6), batch_size=256)
+# Of longer chains a critic learns nothing from as few completions, and it falls behind a policy that is faster.
+TINY_WITH_CRITIC = replace(TINY, learning_rate=2e-5, terms=(3, 4))
 OWN_ON_CPU = Defaults(steps=50, learning_rate=5e-6, prompts_per_step=2, problems=64, terms=(3,), batch_size=32)
 OWN_ON_GPU = Defaults(steps=200, learning_rate=2e-6, prompts_per_step=16, problems=512, terms=(3, 4), batch_size=128)
 
@@ -35,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", metavar="PATH_OR_ID", help="a chat model: folder or Hub id (default: a tiny one, made in a minute)")
-    add("--trainer", choices=["grpo-lambda", "grpo"], default="grpo-lambda", help="default: %(default)s")
+    add("--trainer", choices=["grpo-lambda", "grpo", "vapo"], default="grpo-lambda", help="default: %(default)s")
     add("--trace_lambda", type=float, help="lambda of GRPO-λ (default: the trainer's)")
     add("--learning_rate", type=float, help=f"default: {_both('learning_rate')}")
     add("--steps", type=int, help=f"rollouts (default: {_both('steps')})")
@@ -47,7 +49,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _both(name: str) -> str:
-    return f"{getattr(TINY, name)}; with --model {getattr(OWN_ON_CPU, name)}, on a GPU {getattr(OWN_ON_GPU, name)}"
+    tiny, critic, cpu, gpu = (getattr(of, name) for of in (TINY, TINY_WITH_CRITIC, OWN_ON_CPU, OWN_ON_GPU))
+    return f"{tiny}{'' if critic == tiny else f', {critic} for vapo'}; with --model {cpu}, on a GPU {gpu}"
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -95,25 +98,29 @@ def _quickstart(args: argparse.Namespace) -> int:
     from rich.console import Console
     from transformers import set_seed
 
+    from ..critics.token import TokenCritic
     from .runs import METHODS, train
-    from .scoring import evaluate, held_out_problems
-    from .show import plot_learning_curve, progress_bar, show_completions, show_table
+    from .scoring import evaluate, explained_within_problems, held_out_problems
+    from .show import plot_learning_curve, progress_bars, show_completions, show_critic, show_table
     from .task import ChainTask, ChatTask, Task
     from .tiny_model import TinyModelSettings, fit_and_save, load
 
     start = time.monotonic()
     console = Console(highlight=False, soft_wrap=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    method, config, _ = METHODS[args.trainer]
+    pretraining = getattr(config, "critic_pretraining_steps", 0)  # of a critic, if it has one
     defaults: Defaults
     task: Task
     if args.model is None:
         torch.set_num_threads(1)  # as fast as two at this size, and the same numbers on any number of cores
-        defaults, task = TINY, ChainTask(TINY.terms)
+        defaults = TINY_WITH_CRITIC if pretraining else TINY
+        task = ChainTask(defaults.terms)
         tiny = TinyModelSettings(terms=task.terms)
         start_model = tiny.folder(args.output_dir)
         if not start_model.exists():
-            with progress_bar(console, "Fitting a tiny model", tiny.steps, "loss") as advance:
-                fit_and_save(tiny, start_model, advance)
+            with progress_bars(console) as bar:
+                fit_and_save(tiny, start_model, bar("Fitting a tiny model", tiny.steps, "loss"))
     else:
         defaults = OWN_ON_CPU if device == "cpu" else OWN_ON_GPU
         task = ChatTask(defaults.terms)
@@ -128,13 +135,14 @@ def _quickstart(args: argparse.Namespace) -> int:
     with console.status("Evaluating"):
         before = evaluate(model.to(device), tokenizer, task, problems, defaults.batch_size)
 
-    method = METHODS[args.trainer].name
     steps = args.steps or defaults.steps
     settings = {"learning_rate": args.learning_rate or defaults.learning_rate}
     if args.trace_lambda is not None:
         settings["trace_lambda"] = args.trace_lambda
     rewards = []
-    with progress_bar(console, f"Training with {method}", steps, "solved") as advance:
+    with progress_bars(console) as bar:
+        pretrained = bar("Pretraining its critic", pretraining, "solved") if pretraining else lambda value: None
+        advance = bar(f"Training with {method}", steps, "solved")
 
         def on_step(metrics):
             rewards.append(metrics["reward"])
@@ -151,6 +159,7 @@ def _quickstart(args: argparse.Namespace) -> int:
             output_dir=args.output_dir,
             minutes=args.minutes,
             on_step=on_step,
+            on_pretraining=lambda metrics: pretrained(metrics["critic_pretraining/reward"]),
             **settings,
         )
     if len(rewards) < steps:
@@ -169,6 +178,10 @@ def _quickstart(args: argparse.Namespace) -> int:
     console.print()
     show_table(console, before, after)
     show_completions(console, before, after)
+    if pretraining:
+        critic = TokenCritic.from_pretrained(str(checkpoint / "critic"), tokenizer, batch_size=defaults.batch_size)
+        known = explained_within_problems(critic, model, tokenizer, task, problems, defaults.batch_size)
+        show_critic(console, known)
     console.print(f"\nlearning curve  {plot}\ncheckpoint      {checkpoint}", markup=False)
     console.print(f"{(time.monotonic() - start) / 60:.1f} minutes on {device}, seed {args.seed}")
     return 0

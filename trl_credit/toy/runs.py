@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer
+from trl_credit import GRPOLambdaConfig, GRPOLambdaTrainer, VAPOConfig, VAPOTrainer
 
 from .task import Task
 
@@ -27,20 +27,24 @@ class Method(NamedTuple):
 METHODS = {
     "grpo-lambda": Method("GRPO-λ", GRPOLambdaConfig, GRPOLambdaTrainer),
     "grpo": Method("GRPO", GRPOConfig, GRPOTrainer),
+    "vapo": Method("VAPO", VAPOConfig, VAPOTrainer),
 }
 
 
 class _Progress(TrainerCallback):
-    """Hands each step's metrics on, and ends the run when its time is up."""
+    """Hands the metrics of each step on, and ends the run when its time is up."""
 
-    def __init__(self, on_step: Callable[[dict], None], minutes: float):
+    def __init__(self, on_step: Callable[[dict], None], on_pretraining: Callable[[dict], None], minutes: float):
         self.on_step = on_step
+        self.on_pretraining = on_pretraining
         self.minutes = minutes
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.end = time.monotonic() + 60 * self.minutes
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if "critic_pretraining/step" in logs:
+            self.on_pretraining(logs)
         if "reward" in logs:
             self.on_step({"step": state.global_step, **logs})
 
@@ -61,6 +65,7 @@ def train(
     output_dir: Path,
     minutes: float = float("inf"),
     on_step: Callable[[dict], None] = lambda metrics: None,
+    on_pretraining: Callable[[dict], None] = lambda metrics: None,
     **settings,
 ):
     """
@@ -68,11 +73,13 @@ def train(
 
     Args:
         method (`str` or `Method`):
-            `"grpo-lambda"`, `"grpo"`, or a trainer of your own.
+            `"grpo-lambda"`, `"grpo"`, `"vapo"`, or a trainer of your own.
         minutes (`float`, *optional*):
             Stop after these, whether or not all steps are done.
         on_step (`Callable[[dict], None]`, *optional*):
             Called with the metrics of each step.
+        on_pretraining (`Callable[[dict], None]`, *optional*):
+            Called with those of each update of a critic before the policy moves.
         settings:
             Further fields of the method's config.
 
@@ -108,7 +115,7 @@ def train(
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=[_Progress(on_step, minutes)],
+        callbacks=[_Progress(on_step, on_pretraining, minutes)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -1,5 +1,6 @@
 """What the quickstart shows: progress bars, the table, two completions, and the learning curve."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +13,35 @@ from .scoring import Estimate, Evaluation
 
 
 @contextmanager
-def progress_bar(console: Console, title: str, total: int, unit: str) -> Iterator[Callable[[float], None]]:
-    """A bar that moves by one each time that it is given a number, and shows the running mean of these."""
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, str], Callable[[float], None]]]:
+    """
+    Adds bars by title, total and unit. Each moves by one whenever it is given a number, and shows the running mean of
+    these. The clock of a second one starts when it first moves.
+    """
     columns = (
         TextColumn("{task.description:<20}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit + " {task.fields[value]}"),
+        TextColumn("{task.fields[unit]} {task.fields[value]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(title, total=total, value="")
-        mean = None
 
-        def advance(value: float):
-            nonlocal mean
-            mean = value if mean is None else 0.9 * mean + 0.1 * value
-            progress.update(bar, advance=1, value=f"{mean:.2f}")
+        def add(title: str, total: int, unit: str) -> Callable[[float], None]:
+            bar = progress.add_task(title, start=not progress.tasks, total=total, unit=unit, value="")
+            mean = None
 
-        yield advance
+            def advance(value: float):
+                nonlocal mean
+                mean = value if mean is None else 0.9 * mean + 0.1 * value
+                progress.start_task(bar)
+                progress.update(bar, advance=1, value=f"{mean:.2f}")
+
+            return advance
+
+        yield add
 
 
 def show_table(console: Console, before: Evaluation, after: Evaluation) -> None:
@@ -58,6 +67,17 @@ def show_completions(console: Console, before: Evaluation, after: Evaluation) ->
     for name, evaluation in (("before", before), ("after", after)):
         verdict = "right" if evaluation.greedy_right[row] else "wrong"
         console.print(f"  {name:<7}{evaluation.greedy[row].strip()}   ({verdict})", markup=False)
+
+
+def show_critic(console: Console, explained: Estimate) -> None:
+    """What the critic knows of steps at the end."""
+    if math.isnan(explained.mean):
+        console.print("\nNo problem is solved now and then: what the critic knows of steps cannot be told.")
+        return
+    console.print(
+        f"\nOf the variance of the reward within a problem, the critic's values explain {explained} "
+        "(95 % confidence; 0: it knows nothing about steps)."
+    )
 
 
 def plot_learning_curve(path: Path, title: str, rewards: list[float], before: Evaluation, after: Evaluation) -> None:

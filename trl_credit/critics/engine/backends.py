@@ -1,6 +1,7 @@
 """How a second network is split over processes: alone or with DDP, by DeepSpeed, by FSDP2."""
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...saved import fitting, read_tensors
+from .offload import Offload
 
 
 STATE_FILE = "critic_state.pt"
 
 
-def make_backend(network: nn.Module, accelerator: Accelerator, make_optimizer, max_grad_norm: float):
+def make_backend(
+    network: nn.Module, accelerator: Accelerator, make_optimizer, max_grad_norm: float, offload: bool = False
+):
     """
     The backend that goes with what the policy is trained with.
 
@@ -31,8 +35,15 @@ def make_backend(network: nn.Module, accelerator: Accelerator, make_optimizer, m
             Makes an optimizer of the network's parameters.
         max_grad_norm (`float`):
             Norm to which gradients are clipped; 0 for no clip.
+        offload (`bool`, *optional*, defaults to `False`):
+            Keep what the network does not need at the moment on the host.
     """
     kind = accelerator.distributed_type
+    if offload and kind != DistributedType.NO:
+        raise ValueError(
+            f"`critic_offload=True` works on one process, got {kind.value}. Leave it out; DeepSpeed and FSDP2 have "
+            "`offload_optimizer` and `fsdp_offload_params` in their configs, for both networks."
+        )
     if kind == DistributedType.DEEPSPEED:
         return DeepSpeedBackend(network, accelerator, make_optimizer, max_grad_norm)
     if accelerator.mixed_precision == "fp16":
@@ -41,7 +52,7 @@ def make_backend(network: nn.Module, accelerator: Accelerator, make_optimizer, m
         if accelerator.state.fsdp_plugin.fsdp_version != 2:
             raise ValueError("A critic needs FSDP2: set `fsdp_version: 2` in the accelerate config.")
         return FSDP2Backend(network, accelerator, make_optimizer, max_grad_norm)
-    return LocalBackend(network, accelerator, make_optimizer, max_grad_norm)
+    return LocalBackend(network, accelerator, make_optimizer, max_grad_norm, offload)
 
 
 class LocalBackend:
@@ -52,13 +63,18 @@ class LocalBackend:
     # Whether weights are split over processes, which must then make their forward passes together.
     splits_weights = False
 
-    def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
+    def __init__(self, network, accelerator, make_optimizer, max_grad_norm, offload=False):
         self.network, self.accelerator, self.max_grad_norm = network, accelerator, max_grad_norm
         self.module = self.wrap()
         self.optimizer = make_optimizer(network)
+        self.offload = Offload(network, self.optimizer) if offload else None
 
     def wrap(self) -> Any:
         return self.accelerator.prepare_model(self.network)
+
+    def turn(self, updates: bool = False):
+        """Around passes of the network, and its update if there is one: what is on the host comes to the device."""
+        return nullcontext() if self.offload is None else self.offload.turn(updates)
 
     @contextmanager
     def micro_batch(self, last: bool):
@@ -83,6 +99,10 @@ class LocalBackend:
         """Set all of a parameter to a number. Every process must call this."""
         parameter.fill_(value)
 
+    def shift(self, parameter: nn.Parameter, by: float) -> None:
+        """Add a number to all of a parameter. Every process must call this."""
+        parameter.add_(by)
+
     def after_evaluation(self) -> None:
         """Called after passes without gradients."""
 
@@ -91,7 +111,12 @@ class LocalBackend:
         return self.network.state_dict()
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
-        self.network.load_state_dict(weights, strict=not is_peft_model(self.network))
+        """Load weights, which only the main process needs to have. Every process must call this."""
+        if self.accelerator.is_main_process:
+            self.network.load_state_dict(weights, strict=not is_peft_model(self.network))
+        if self.accelerator.num_processes > 1:
+            for weight in self.network.state_dict().values():
+                distributed.broadcast(weight, src=0)
 
     def optimizer_state(self) -> dict:
         return self.optimizer.state_dict()
@@ -109,10 +134,12 @@ class LocalBackend:
             torch.save(state, folder / STATE_FILE)
 
     def load_state(self, folder: Path, load_saved_network) -> dict:
-        """The reverse of `save_state`; returns the `extra`."""
-        state = read_tensors(folder / STATE_FILE)
+        """The reverse of `save_state`; returns the `extra`. Every process must call this."""
+        # Of what a file holds each process reads what it keeps, and the main process alone makes another network.
+        state = read_tensors(folder / STATE_FILE, mapped=True)
         weights = state.pop("weights", None)
-        weights = load_saved_network().state_dict() if weights is None else weights
+        if weights is None:
+            weights = load_saved_network().state_dict() if self.accelerator.is_main_process else {}
         with fitting(f"The critic of {folder}", "Give the run the critic that it began with, and the same adapters."):
             self.load_weights(weights)
         how = (
@@ -166,7 +193,7 @@ class FSDP2Backend(LocalBackend):
     def load_weights(self, weights):
         from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-        set_model_state_dict(self.module, weights, options=_full(strict=not is_peft_model(self.network)))
+        set_model_state_dict(self.module, weights, options=_of_main_process(not is_peft_model(self.network)))
 
     def optimizer_state(self):
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -176,11 +203,14 @@ class FSDP2Backend(LocalBackend):
     def load_optimizer_state(self, state):
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-        set_optimizer_state_dict(self.module, self.optimizer, state, options=_full())
+        state = state if self.accelerator.is_main_process else {}
+        set_optimizer_state_dict(self.module, self.optimizer, state, options=_of_main_process())
 
 
 class DeepSpeedBackend(LocalBackend):
     """A DeepSpeed engine of its own beside the policy's, with the policy's configuration."""
+
+    offload = None
 
     def __init__(self, network, accelerator, make_optimizer, max_grad_norm):
         import deepspeed
@@ -236,18 +266,25 @@ class DeepSpeedBackend(LocalBackend):
         return None if norm is None else float(norm)
 
     def fill(self, parameter, value):
+        self._change(parameter, lambda x: x.fill_(value))
+
+    def shift(self, parameter, by):
+        self._change(parameter, lambda x: x.add_(by))
+
+    def _change(self, parameter, change: Callable[[torch.Tensor], Any]) -> None:
         import deepspeed
         from deepspeed import utils
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-            parameter.data.fill_(value)
+            change(parameter.data)
+            whole = parameter.data.clone()
         # The optimizer has a copy in float32; under ZeRO-3 a part of it, which may be nothing but padding.
         if self.stage == 3:
-            part = utils.safe_get_local_fp32_param(parameter)
-            utils.safe_set_local_fp32_param(parameter, torch.full_like(part, value))
+            part = utils.safe_get_local_fp32_param(parameter).clone()
+            change(part)
+            utils.safe_set_local_fp32_param(parameter, part)
         else:
-            whole = torch.full(parameter.shape, value, device=self.accelerator.device)
-            utils.safe_set_full_fp32_param(parameter, whole)
+            utils.safe_set_full_fp32_param(parameter, whole.float())
 
     def weights(self):
         if self.stage != 3:
@@ -274,10 +311,16 @@ class DeepSpeedBackend(LocalBackend):
         return extra
 
 
-def _full(strict: bool = True):
+def _full():
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, strict=strict)
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _of_main_process(strict: bool = True):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
 
 
 def _whole_tensor(x: Any) -> torch.Tensor:

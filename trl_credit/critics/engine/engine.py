@@ -54,6 +54,8 @@ class CriticOptimization:
             Trade time for memory.
         gradient_checkpointing_kwargs (`dict`, *optional*):
             E.g. `{"use_reentrant": False}`.
+        offload (`bool`, *optional*, defaults to `False`):
+            Keep weights and optimizer state on the host between turns.
     """
 
     learning_rate: float
@@ -68,6 +70,7 @@ class CriticOptimization:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     gradient_checkpointing_kwargs: dict | None = field(default_factory=lambda: {"use_reentrant": False})
+    offload: bool = False
 
 
 class CriticEngine(AcceleratedRunner):
@@ -100,7 +103,9 @@ class CriticEngine(AcceleratedRunner):
         if settings.gradient_checkpointing:
             self.checkpointing_kwargs = _checkpoint_gradients(network, settings.gradient_checkpointing_kwargs)
         self._compute_dtype = _keep_in_float32(network, accelerator)
-        self.backend = make_backend(network, accelerator, self._make_optimizer, settings.max_grad_norm)
+        self.backend = make_backend(
+            network, accelerator, self._make_optimizer, settings.max_grad_norm, settings.offload
+        )
         self.network = self.backend.network
         for group in self.backend.optimizer.param_groups:  # as in every state that FSDP2 loads into it
             group["initial_lr"] = group["lr"]
@@ -155,9 +160,14 @@ class CriticEngine(AcceleratedRunner):
         self.backend.fill(self.network.get_parameter(parameter), value)
 
     @torch.no_grad()
+    def shift(self, parameter: str, by: float) -> None:
+        """Add a number to all of a parameter. Every process must call this."""
+        self.backend.shift(self.network.get_parameter(parameter), by)
+
+    @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
         """`forward(network)` without gradients. Every process must call it equally often."""
-        with self._autocast():
+        with self.backend.turn(), self._autocast():
             result = forward(self.module)
         self.backend.after_evaluation()
         return result
@@ -192,6 +202,10 @@ class CriticEngine(AcceleratedRunner):
         Raises:
             FloatingPointError: If the loss or its gradient is not finite; the weights are left as they were.
         """
+        with self.backend.turn(updates=True):
+            return self._update(micro_batches, loss, count)
+
+    def _update(self, micro_batches, loss, count) -> dict[str, float] | None:
         assert self.schedule is not None, "`begin` comes before the first update"
         total = self._total(sum(count(micro_batch) for micro_batch in micro_batches))
         if total == 0:

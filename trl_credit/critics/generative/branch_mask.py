@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +77,32 @@ def block_mask(branch: torch.Tensor, position: torch.Tensor, cut: torch.Tensor):
 
 def attention_of(network: Any) -> str:
     """Name of the attention implementation of a network, wrapped or not."""
-    return _base(network).config.get_text_config()._attn_implementation
+    return base_of(network).config.get_text_config()._attn_implementation
+
+
+def takes_flex_attention(network: Any) -> bool:
+    """Whether a network can be switched to FlexAttention."""
+    base = base_of(network)
+    return bool(base._supports_flex_attn) and base._can_set_attn_implementation()
+
+
+@contextmanager
+def attending(network: Any, implementation: str | None):
+    """
+    Around passes of a network, forward and backward, with an attention implementation.
+
+    Args:
+        network (`PreTrainedModel` or `PeftModel`):
+            The network, wrapped or not.
+        implementation (`str`, *optional*):
+            Its name. Default: the network's.
+    """
+    base, kept = base_of(network), attention_of(network)
+    base.set_attn_implementation(implementation or kept)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(kept)
 
 
 def refuse_unpackable(network: Any) -> None:
@@ -92,12 +118,11 @@ def refuse_unpackable(network: Any) -> None:
             attention (sliding windows, chunks, convolutions, linear attention, state spaces), a `forward` without
             `position_ids` or `logits_to_keep`, or prompt learning.
     """
-    base = _base(network)
+    base = base_of(network)
     config = base.config.get_text_config()
     reason = None
     parameters = inspect.signature(inspect.unwrap(type(base).forward)).parameters
     kinds = {str(kind) for kind in getattr(config, "layer_types", None) or ()} - {"full_attention"}
-    adapters = getattr(_unwrapped(network), "active_peft_config", None)
     if attention_of(network) not in ("sdpa", "eager", "flex_attention"):
         reason = (
             f"`attn_implementation={attention_of(network)!r}` takes no such mask; load it with 'sdpa' or "
@@ -109,8 +134,8 @@ def refuse_unpackable(network: Any) -> None:
         reason = f"its attention has a sliding window of {config.sliding_window} tokens"
     elif missing := {"position_ids", "logits_to_keep"} - set(parameters):
         reason = f"its forward takes no {' and no '.join(sorted(missing))}"
-    elif adapters is not None and adapters.is_prompt_learning:
-        reason = f"{adapters.peft_type.value} puts tokens of its own in front"
+    elif learned := prompt_learning_of(network):
+        reason = f"{learned} puts tokens of its own in front"
     if reason:
         raise ValueError(
             f"The critic ({type(base).__name__}) cannot be trained on all answers about a completion in one sequence: "
@@ -118,12 +143,18 @@ def refuse_unpackable(network: Any) -> None:
         )
 
 
+def prompt_learning_of(network: Any) -> str | None:
+    """Name of the method of adapters that are tokens, not weights; `None` if a network has none of these."""
+    adapters = getattr(_unwrapped(network), "active_peft_config", None)
+    return adapters.peft_type.value if adapters is not None and adapters.is_prompt_learning else None
+
+
 def _unwrapped(network: Any) -> Any:
     """What DDP or DeepSpeed wraps."""
     return getattr(network, "module", network)
 
 
-def _base(network: Any) -> Any:
-    """The `PreTrainedModel` inside."""
+def base_of(network: Any) -> Any:
+    """The `PreTrainedModel` inside, wrapped or not, with adapters or without."""
     network = _unwrapped(network)
     return network.get_base_model() if is_peft_model(network) else network

@@ -1,6 +1,6 @@
 """A critic that writes its values: how it is asked about the states of completions, and how it is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,12 +18,9 @@ from ..facts import CriticFacts
 from ..prompt import load_critic_tokenizer
 from ..refusals import refuse_images
 from .network import make_generative_critic
-from .question import TEMPLATE, Question, check_template, end_of_turn, parse_score, refuse_other_segmenter
+from .prefixes import Prefixes, StatePrompt, keeps_prefixes, tokens_read
+from .question import TEMPLATE, Question, check_template, end_of_turn, refuse_other_segmenter
 from .reading import Reading, value_of_each_state
-
-
-# What a critic is told of a policy of which no reward is known yet.
-UNKNOWN_SUCCESS_RATE = 0.5
 
 
 class GenerativeCritic(Critic):
@@ -44,8 +41,8 @@ class GenerativeCritic(Critic):
         actor_description (`str`, *optional*, defaults to `"A language model"`):
             Who writes the solutions, for the template.
         success_rate (`float`, *optional*):
-            What it is told about the policy. Default: the mean reward of a report's completions; ½ where there is no
-            reward.
+            What it is told about the policy. Default: the mean reward of a report's completions; the middle of
+            `reward_range` where there is no reward.
         max_completion_length (`int`, *optional*, defaults to `1024`):
             Maximum length of an answer, in tokens.
         name (`str`, *optional*, defaults to `"generative critic"`):
@@ -59,12 +56,18 @@ class GenerativeCritic(Critic):
         context (`int`, *optional*):
             Maximum number of tokens of a question with its answer. Default: the network's.
         write (`Callable`, *optional*):
-            Maps questions, as token ids, to answers. Default: the network writes them with transformers.
+            From questions ([`~trl_credit.critics.generative.prefixes.StatePrompt`]) to the token ids of answers.
+            Default: the network writes them with transformers.
+        reads_prefixes_once (`bool`, *optional*):
+            Whether what the states of a completion share is read once. Default: as transformers can do it with this
+            network.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the answers in [`state_values`], which are the same each time.
+        reward_range (`Sequence[float]`, *optional*, defaults to `(0.0, 1.0)`):
+            The rewards that the scores 0 and 10 stand for.
 
-    `parse_rate` is the share of the latest answers that had a score, `tokens` the number of tokens in those answers and
-    their questions.
+    `parse_rate` is the share of the latest answers that had a score, `tokens` the number of tokens that were read and
+    written for them.
     """
 
     kind = "generative"
@@ -84,17 +87,20 @@ class GenerativeCritic(Critic):
         temperature: float = 1.0,
         segmenter: Segmenter | None = None,
         context: int | None = None,
-        write: Callable[[list[list[int]]], list[list[int]]] | None = None,
+        write: Callable[[list[StatePrompt]], list[list[int]]] | None = None,
+        reads_prefixes_once: bool | None = None,
         seed: int = 0,
+        reward_range: Sequence[float] = (0.0, 1.0),
     ):
         check_template(template, ("problem", "partial_solution"))
         super().__init__(network, name)
         segmenter = segmenter or DelimiterSegmenter()
-        self.question = Question(tokenizer, policy_tokenizer, template, actor_description, segmenter)
+        self.question = Question(tokenizer, policy_tokenizer, template, actor_description, segmenter, reward_range)
         self.success_rate, self.temperature, self.seed = success_rate, temperature, seed
         self.max_completion_length, self.batch_tokens = max_completion_length, batch_tokens
         self.context = min(context_of(self.network), context or float("inf"))
         self.write = write or self.generate
+        self.reads_prefixes_once = keeps_prefixes(self.network) if reads_prefixes_once is None else reads_prefixes_once
 
     @classmethod
     def from_pretrained(cls, path: str, policy_tokenizer, dtype="auto", **settings) -> "GenerativeCritic":
@@ -129,7 +135,7 @@ class GenerativeCritic(Critic):
 
     def state_values(self, rollout: dict) -> torch.Tensor:
         """See [`~trl_credit.critics.critic.Critic.state_values`]; a value holds up to the next state asked about."""
-        rate = UNKNOWN_SUCCESS_RATE if self.success_rate is None else self.success_rate
+        rate = sum(self.question.reward_range) / 2 if self.success_rate is None else self.success_rate
         readings = self.readings(rollout, rate)
         with seeded(self.seed + self.runner.process_index):
             self.ask([reading for reading in readings if reading is not None])
@@ -193,7 +199,8 @@ class GenerativeCritic(Critic):
         prompts, places = [], []
         for reading in readings:
             reading.answers = [[] for _ in reading.ends]
-            for state, prompt in enumerate(reading.query.prompts()):
+            for state in range(len(reading.query.cuts)):
+                prompt = StatePrompt(reading.query, state)
                 if len(prompt) + self.max_completion_length <= self.context:
                     prompts.append(prompt)
                     places.append((reading, state))
@@ -202,13 +209,14 @@ class GenerativeCritic(Critic):
                         f"A problem takes {len(prompt)} tokens to put to the critic, whose context of {self.context} "
                         "leaves no room for an answer of `critic_max_completion_length="
                         f"{self.max_completion_length}` tokens. Shorten the answer, or drop the problem "
-                        f"from the dataset. It ends: {self.text_of([prompt])[0][-200:]!r}"
+                        f"from the dataset. It ends: {self.text_of([prompt.ids])[0][-200:]!r}"
                     )
         for (reading, state), answer in zip(places, self.write(prompts), strict=True):
             reading.answers[state] = up_to_end(answer, self.ends)
         for reading in readings:
-            reading.scores = [parse_score(text) for text in self.text_of(reading.answers)]
-        self.tokens = sum(map(len, prompts)) + sum(len(answer) for r in readings for answer in r.answers)
+            reading.scores = [self.question.value(text) for text in self.text_of(reading.answers)]
+        written = sum(len(answer) for reading in readings for answer in reading.answers)
+        self.tokens = tokens_read(prompts, self.reads_prefixes_once) + written
         read = sum(score is not None for reading in readings for score in reading.scores)
         self.parse_rate = read / len(prompts) if prompts else float("nan")
 
@@ -224,22 +232,35 @@ class GenerativeCritic(Critic):
         ends = ends if isinstance(ends, list) else [ends]
         return {*ends, self.tokenizer.eos_token_id, end_of_turn(self.tokenizer)} - {None}
 
-    def generate(self, prompts: list[list[int]]) -> list[list[int]]:
+    def generate(self, prompts: list[StatePrompt]) -> list[list[int]]:
         """Answers by transformers, on one process."""
-        chunks = chunks_within([len(ids) + self.max_completion_length for ids in prompts], self.batch_tokens)
-        return self.runner.evaluate(lambda network: self.sample(network, prompts, chunks))
+        return self.runner.evaluate(lambda network: self.sample(network, prompts, self.chunks(prompts)))
 
-    def sample(self, network, prompts: list[list[int]], chunks: list[list[int]], synced: bool = False):
+    def chunks(self, prompts: list[StatePrompt]) -> list[list[int]]:
+        """Indices of the questions that transformers answers together."""
+        families: dict[int, int] = {}  # states of a completion are near each other, as long as they share what is kept
+        for prompt in prompts:
+            families.setdefault(id(prompt.query), len(families))
+        return chunks_within(
+            [len(prompt) + self.max_completion_length for prompt in prompts],
+            self.batch_tokens,
+            [families[id(prompt.query)] for prompt in prompts] if self.reads_prefixes_once else None,
+        )
+
+    def sample(self, network, prompts: list[StatePrompt], chunks: list[list[int]], synced: bool = False):
         """[`~trl_credit.sampling.sample_continuations`] with the settings of this critic."""
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        prefixes = Prefixes(network, prompts, chunks, pad, synced) if self.reads_prefixes_once else None
         return sample_continuations(
             network,
-            prompts,
+            [prompt.ids for prompt in prompts],
             [self.max_completion_length] * len(prompts),
             ends=self.ends,
-            pad=self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id,
+            pad=pad,
             temperature=self.temperature,
             chunks=chunks,
             synced=synced,
+            read=None if prefixes is None else prefixes.of,
         )
 
     def text_of(self, answers: list[list[int]]) -> list[str]:
@@ -254,6 +275,7 @@ def _as_trained(facts: CriticFacts, settings: dict[str, Any], path: str) -> dict
         "actor_description": "actor_description",
         "temperature": "critic_temperature",
         "max_completion_length": "critic_max_completion_length",
+        "reward_range": "reward_range",
     }
     facts.agreed({option: settings[name] for name, option in options.items() if name in settings}, {}, path)
     own: dict[str, Any] = {n: facts.settings[option] for n, option in options.items() if option in facts.settings}

@@ -29,7 +29,28 @@ TEMPLATE = (
     "Think briefly, then end with <score>n</score>, n an integer from 0 to 10."
 )
 TEMPLATE_WITHOUT_HINT = TEMPLATE.replace(HINT, "")
-SLOTS = ("actor", "success_rate", "problem", "partial_solution")
+# For rewards that are not from 0 to 1.
+HINT_OF_REWARDS = " On problems like this one its reward has lately been {success_rate} on average."
+TEMPLATE_OF_REWARDS = (
+    "{actor} is working on a problem. You are given the problem and what it has written so far, which may be nothing. "
+    "Its work is rewarded with a number from {lowest_reward} to {highest_reward}. Estimate the reward that it gets if "
+    "it goes on by itself." + HINT_OF_REWARDS + "\n\n"
+    "Instructions:\n"
+    "1. Judge how hard the problem is.\n"
+    "2. Infer from the partial solution how able its author is.\n"
+    "3. Look through the partial solution for progress, mistakes and confusion.\n"
+    "4. Weigh what the author is likely to earn from there; do not solve the problem for it.\n"
+    "5. End with a score, an integer from 0 (certain to get {lowest_reward}) to 10 (certain to get {highest_reward}), "
+    "in equal steps.\n\n"
+    "<problem>\n{problem}\n</problem>\n\n"
+    "<partial_solution>\n{partial_solution}\n</partial_solution>\n\n"
+    "Think briefly, then end with <score>n</score>, n an integer from 0 to 10."
+)
+_OF_REWARDS = {
+    TEMPLATE: TEMPLATE_OF_REWARDS,
+    TEMPLATE_WITHOUT_HINT: TEMPLATE_OF_REWARDS.replace(HINT_OF_REWARDS, ""),
+}
+SLOTS = ("actor", "success_rate", "lowest_reward", "highest_reward", "problem", "partial_solution")
 _SCORE = re.compile(r"<score>\s*(10|[0-9])\s*</score>")
 
 
@@ -49,6 +70,8 @@ class Question:
             Who writes the solutions; the text of `{actor}`.
         segmenter ([`~trl_credit.segmenting.Segmenter`], *optional*):
             Divides completions into segments, at each of which there is a state.
+        reward_range (`Sequence[float]`, *optional*, defaults to `(0.0, 1.0)`):
+            The rewards that the scores 0 and 10 stand for. It may grow while it is held here.
     """
 
     tokenizer: Any
@@ -56,6 +79,25 @@ class Question:
     template: str = TEMPLATE
     actor_description: str = "A language model"
     segmenter: Segmenter = DelimiterSegmenter()
+    reward_range: Sequence[float] = (0.0, 1.0)
+
+    @property
+    def wording(self) -> str:
+        """The template with which the critic is asked: that of the package says what the scores mean."""
+        is_usual = list(self.reward_range) == [0, 1]
+        return self.template if is_usual else _OF_REWARDS.get(self.template, self.template)
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """What the scores stand for, as texts for a template."""
+        low, high = self.reward_range
+        return {"lowest_reward": f"{low:g}", "highest_reward": f"{high:g}"}
+
+    def value(self, text: str) -> float | None:
+        """The reward that an answer predicts, see [`parse_score`]."""
+        score = parse_score(text)
+        low, high = self.reward_range
+        return None if score is None else low + (high - low) * score
 
     def about(
         self,
@@ -100,7 +142,11 @@ class Question:
     def settings(self) -> dict[str, Any]:
         """The options of a [`~trl_credit.GenACConfig`] with which the same is asked."""
         told = "{success_rate}" in self.template
-        asked = {"critic_template": self.template, "actor_description": self.actor_description}
+        asked = {
+            "critic_template": self.template,
+            "actor_description": self.actor_description,
+            "reward_range": list(self.reward_range),
+        }
         if isinstance(self.segmenter, DelimiterSegmenter):
             lengths: dict = {
                 "segment_min_length": self.segmenter.min_length,
@@ -113,7 +159,8 @@ class Question:
         return {**asked, **lengths, **({} if told else {"hint_momentum": None})}
 
     def _query(self, texts: list[str], prompt: str | list[dict], success_rate: float) -> CriticQuery:
-        return critic_query(self.tokenizer, self.template, prompt, texts, self.actor_description, success_rate)
+        actor = self.actor_description
+        return critic_query(self.tokenizer, self.wording, prompt, texts, actor, success_rate, **self.slots)
 
 
 def name_of(segmenter: Any) -> str:
@@ -141,8 +188,8 @@ def check_template(template: str, slots: Sequence[str] = ("success_rate", "probl
 
     Args:
         template (`str`):
-            Text with slots in braces: `{actor}`, `{success_rate}`, `{problem}`, `{partial_solution}`. Other braces are
-            text.
+            Text with slots in braces: `{actor}`, `{success_rate}`, `{lowest_reward}`, `{highest_reward}`, `{problem}`,
+            `{partial_solution}`. Other braces are text.
         slots (`Sequence[str]`, *optional*, defaults to `("success_rate", "problem", "partial_solution")`):
             Those that it must have.
 
@@ -248,7 +295,13 @@ def parse_score(text: str) -> float | None:
 
 
 def critic_query(
-    tokenizer, template: str, prompt: str | list[dict], segments: Sequence[str], actor: str, success_rate: float
+    tokenizer,
+    template: str,
+    prompt: str | list[dict],
+    segments: Sequence[str],
+    actor: str,
+    success_rate: float,
+    **slots: str,
 ) -> CriticQuery:
     """
     What the critic reads to value the states of one completion.
@@ -269,6 +322,8 @@ def critic_query(
             Who writes the solution, e.g. `"A language model of 8B parameters"`; the text of `{actor}`.
         success_rate (`float`):
             The mean reward that the critic is told, to two decimals.
+        slots:
+            Texts of further slots, see [`Question.slots`].
 
     Returns:
         [`~trl_credit.critics.generative.packed.CriticQuery`]: K states; none if there are no segments.
@@ -279,6 +334,7 @@ def critic_query(
     marker = uuid.uuid4().hex  # stands for the partial solution while the rest is laid out
     text = render(
         template,
+        **slots,
         actor=actor,
         success_rate=f"{success_rate:.2f}",
         problem=problem_text(prompt),

@@ -6,20 +6,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 
-from ...credit.boundaries import held, position_features, segment_starts, turn_starts, uncertain_starts
+from ...credit.boundaries import first_tokens, held, position_features, segment_starts, turn_starts, uncertain_starts
 from ...credit.running_mean import RunningMean
 from ...credit.segment_gae import segment_of_token
 from ...seam.loss import trained_tokens
 from ...seam.reference import Reading, overheard
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic import Critic, Runner, nan_beyond_the_end, on_device
-from ..facts import CriticFacts
+from ..facts import FACTS_FILE, CriticFacts
 from ..refusals import refuse_images
 from .network import ProbeNetwork
 
 
 BOUNDARIES = ("entropy", "segments", "turns", "tokens")
+# The one boundary of a critic of prompts.
+PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Question:
     Args:
         boundaries (`str`, *optional*, defaults to `"entropy"`):
             At which states: `"entropy"`, where the entropy of the reference is above a running quantile; `"segments"`,
-            at those between the segments; `"turns"`, where the policy has its turn; `"tokens"`, at all.
+            at those between the segments; `"turns"`, where the policy has its turn; `"tokens"`, at all; `"prompt"`, at
+            the end of the prompt.
         layers (`Sequence[int]`, *optional*, defaults to `(0,)`):
             Layers of the reference whose states it reads.
         uncertainty (`bool`, *optional*, defaults to `True`):
@@ -68,8 +72,8 @@ class Asked:
 
 class ProbeCritic(Critic):
     """
-    A value for the states between parts of a completion, from what a model that is read anyway makes of it: the critic
-    of VAPO and PPO with `critic="probe"`.
+    A value for the states between parts of a completion, or for its prompt, from what a model that is read anyway makes
+    of it: the critic of VAPO, PPO, SAO, BPCO and SPPO with `critic="probe"`.
 
     Args:
         network ([`~trl_credit.critics.probe.network.ProbeNetwork`] or [`~trl_credit.critics.critic.Runner`]):
@@ -118,7 +122,7 @@ class ProbeCritic(Critic):
                 Of `from_pretrained` of that policy.
 
         Raises:
-            ValueError: If it is of another kind, or does not say which policy it reads.
+            ValueError: If it is of another kind, does not say which policy it reads, or that is not there.
         """
         from transformers import AutoModelForCausalLM
 
@@ -130,10 +134,16 @@ class ProbeCritic(Critic):
                 f"The probe critic {path} reads the states of a policy that had no folder of its own, as an adapter "
                 "that was trained further: it can be asked in its run only."
             )
-        model = on_device(AutoModelForCausalLM.from_pretrained(facts.reads["model"], **model_init_kwargs).eval())
+        try:
+            model = AutoModelForCausalLM.from_pretrained(facts.reads["model"], **model_init_kwargs)
+        except (OSError, HFValidationError) as error:
+            raise ValueError(
+                f"The probe critic {path} reads the states of the policy {facts.reads['model']}, which cannot be "
+                f"loaded here: {error} Put it there, or name its place in the critic's {FACTS_FILE}, under `reads`."
+            ) from error
         settings = facts.settings
         question = Question(settings["probe_boundaries"], settings["probe_layers"], settings["probe_uncertainty"])
-        read = partial(read_with, model, tuple(question.layers), facts.reads["temperature"])
+        read = partial(read_with, on_device(model.eval()), tuple(question.layers), facts.reads["temperature"])
         return cls(ProbeNetwork.load(path), read, tokenizer, question, path, batch_size)
 
     def ask(self, rollout: dict, move_threshold: Callable[[torch.Tensor, torch.Tensor], None] | None = None) -> Asked:
@@ -165,12 +175,14 @@ class ProbeCritic(Critic):
     def state_values(self, rollout: dict) -> torch.Tensor:
         """
         See [`~trl_credit.critics.critic.Critic.state_values`]. A value holds for the states up to the next at which the
-        critic is asked; of the state after the last token there is none.
+        critic is asked, and that of the prompt for all; of the state after the last token there is no other.
         """
         asked = self.ask(rollout)
         values = torch.zeros(asked.starts.shape, device=asked.starts.device)
         values[asked.starts] = self.network.values(asked.features).to(values)
         values = torch.nn.functional.pad(held(values, asked.starts), (0, 1), value=torch.nan)
+        if self.question.boundaries == PROMPT:
+            return nan_beyond_the_end(values[:, :1].expand_as(values), rollout)
         after = rollout["completion_mask"].sum(1, keepdim=True).to(values.device)
         return nan_beyond_the_end(values.scatter(1, after, torch.nan), rollout)
 
@@ -178,6 +190,8 @@ class ProbeCritic(Critic):
         kind = self.question.boundaries
         if kind == "tokens":
             return mask
+        if kind == PROMPT:
+            return first_tokens(mask)
         if kind == "turns":
             return turn_starts(mask)
         if kind == "entropy":
@@ -193,7 +207,8 @@ class ProbeCritic(Critic):
     def _features(self, starts: torch.Tensor, mask: torch.Tensor, reading: Reading) -> torch.Tensor:
         here = starts.cpu()
         position = position_features(starts, mask, int(self.network.length)).cpu()
-        pieces = [*(reading.states[layer][here] for layer in self.question.layers), position[here]]
+        read = [reading.states[layer] for layer in self.question.layers]
+        pieces = [*(states[here[:, : states.shape[1]]] for states in read), position[here]]
         if self.question.uncertainty:
             logps = reading.logps.cpu()
             so_far = torch.where(mask.cpu(), logps, 0).cumsum(1)

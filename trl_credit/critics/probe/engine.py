@@ -1,5 +1,6 @@
 """What runs a probe critic beside the policy: the same small head on every process, on the host."""
 
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...credit.running_mean import RunningMean
-from ...credit.trust import trust_sums
+from ...credit.trust import trust_sums, trust_weight
 from ...saved import fitting, read_tensors
 from ..critic import AcceleratedRunner
 from .learner import ProbeLearner
@@ -19,6 +20,8 @@ from .network import ProbeNetwork
 STATE_FILE = "probe_state.pt"
 # Of so many entropies a quantile is as good as of all.
 _ENOUGH_ENTROPIES = 1_000_000
+# Rollouts whose changes of value are looked at.
+_ROLLOUTS_OF_CHANGES = 5
 
 
 class ProbeEngine(AcceleratedRunner):
@@ -35,6 +38,7 @@ class ProbeEngine(AcceleratedRunner):
 
     def __init__(self, learner: ProbeLearner, accelerator: Accelerator):
         self.learner, self.accelerator = learner, accelerator
+        self._changes: deque[torch.Tensor] = deque(maxlen=_ROLLOUTS_OF_CHANGES)  # and returns, see `trust_sums`
 
     @property
     def network(self) -> ProbeNetwork:
@@ -55,6 +59,11 @@ class ProbeEngine(AcceleratedRunner):
     def trust(self) -> float:
         """See [`~trl_credit.critics.probe.learner.ProbeLearner`]."""
         return self.learner.trust
+
+    @property
+    def trust_in_changes(self) -> float:
+        """How far changes of its values can be leant on, in [0, 1]: the slope of the returns on them."""
+        return trust_weight(torch.stack(list(self._changes))) if self._changes else 0.0
 
     @torch.no_grad()
     def evaluate(self, forward: Callable[[nn.Module], Any]) -> Any:
@@ -82,8 +91,18 @@ class ProbeEngine(AcceleratedRunner):
 
     def measure(self, values: torch.Tensor, returns: torch.Tensor) -> None:
         """Take note of how well the states of a rollout were predicted, shape `(M,)`. Every process must call this."""
+        self.learner.measure(self._sums_of_all(values, returns))
+
+    def measure_changes(self, changes: torch.Tensor, returns: torch.Tensor) -> None:
+        """
+        Take note of how the values of a rollout changed, and what came of it, shape `(M,)`. Every process must call
+        this.
+        """
+        self._changes.append(self._sums_of_all(changes, returns).cpu())
+
+    def _sums_of_all(self, values: torch.Tensor, returns: torch.Tensor) -> torch.Tensor:
         sums = trust_sums(values, returns).to(self.accelerator.device)
-        self.learner.measure(self.accelerator.reduce(sums, reduction="sum"))
+        return self.accelerator.reduce(sums, reduction="sum")  # type: ignore[return-value]
 
     def learn(self, features: torch.Tensor, returns: torch.Tensor) -> float:
         """
@@ -112,7 +131,8 @@ class ProbeEngine(AcceleratedRunner):
         """Save optimizer, buffer, trust and counters beside it. Every process must call this."""
         if self.accelerator.is_main_process:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            torch.save({"learner": self.learner.state_dict(), "counters": counters}, Path(folder) / STATE_FILE)
+            state = {"learner": self.learner.state_dict(), "changes": list(self._changes), "counters": counters}
+            torch.save(state, Path(folder) / STATE_FILE)
         self.accelerator.wait_for_everyone()
 
     def load_state(self, folder: str | Path, network_folder: str | Path) -> dict[str, int]:
@@ -137,6 +157,8 @@ class ProbeEngine(AcceleratedRunner):
         state = read_tensors(path)
         with fitting(str(path), "Resume with the options of a probe critic that the run began with."):
             self.learner.load_state_dict(state["learner"])
+            self._changes.clear()
+            self._changes.extend(state["changes"])
         return state["counters"]
 
     def go_back(self, folder: str | Path, network_folder: str | Path) -> None:

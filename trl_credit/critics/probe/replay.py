@@ -7,7 +7,7 @@ import torch
 
 class ReplayBuffer:
     """
-    Features and targets of the states of the latest rollouts.
+    Features, in bfloat16, and targets of the states of the latest rollouts.
 
     Args:
         rollouts (`int`):
@@ -22,6 +22,11 @@ class ReplayBuffer:
         self._rollouts: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=rollouts)
         if self.share < 1:
             raise ValueError(f"A replay buffer of {rollouts} rollouts must have room for as many states, got {states}.")
+
+    @staticmethod
+    def bytes_of_state(feature_size: int) -> int:
+        """What a state of so many features takes, with its target."""
+        return 2 * feature_size + 4
 
     def __len__(self) -> int:
         return sum(len(targets) for _, targets in self._rollouts)
@@ -42,7 +47,9 @@ class ReplayBuffer:
             kept = torch.randperm(len(targets), generator=generator)[: self.share].sort().values
             features, targets = features.cpu()[kept], targets.cpu()[kept]
         # Copies, for a part of a rollout's tensor would keep all of it alive.
-        self._rollouts.append((features.detach().cpu().clone(), targets.detach().cpu().float().clone()))
+        self._rollouts.append(
+            (features.detach().cpu().to(torch.bfloat16, copy=True), targets.detach().cpu().float().clone())
+        )
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` states with their targets, each drawn from all that there are."""

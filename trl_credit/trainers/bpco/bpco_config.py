@@ -1,5 +1,7 @@
 from dataclasses import dataclass, field
 
+from ...critics.facts import RUNNING
+from ..critic.reward_range import A_RANGE_OR_NONE
 from ..vapo.vapo_config import VAPOConfig
 
 
@@ -17,8 +19,9 @@ class BPCOConfig(VAPOConfig):
         trust_region (`str`, *optional*, defaults to `"dppo_tv"`):
             What keeps the policy close to what sampled its completions, see
             [`~trl_credit.seam.trust_region.TrustRegionConfig`].
-        reward_range (`list[float]`, *optional*, defaults to `[0.0, 1.0]`):
-            Lowest and highest possible reward, to which values are bounded.
+        reward_range (`list[float]` or `str`, *optional*, defaults to `"running"`):
+            Lowest and highest possible reward, to which values are bounded. Rewards outside are refused. `"running"`
+            learns the range: it begins with [0, 1] and grows to hold all that is earned in training.
         critic_loss (`str`, *optional*, defaults to `"bce"`):
             Loss of the critic: `"bce"`, binary cross-entropy on the logit of a value within `reward_range`; `"mse"`,
             half the squared error.
@@ -28,6 +31,9 @@ class BPCOConfig(VAPOConfig):
 
     num_generations: int | None = 1
     trust_region: str = "dppo_tv"
-    reward_range: list[float] | None = field(default_factory=lambda: [0.0, 1.0])
+    reward_range: list[str] | None = field(  # type: ignore[assignment]
+        default_factory=lambda: RUNNING,
+        metadata=A_RANGE_OR_NONE,
+    )
     critic_loss: str = "bce"
     positive_lm_coef: float = 0.0

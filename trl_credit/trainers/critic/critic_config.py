@@ -56,6 +56,13 @@ class CriticConfig(CreditConfig):
             Norm to which the critic's gradient is clipped; 0 for no clipping.
         critic_gradient_checkpointing (`bool`, *optional*):
             Gradient checkpointing of the critic. Default: as the policy's.
+        critic_update_batch_tokens (`int`, *optional*):
+            Tokens that the critic reads at a time, padding included, in its updates and where it values a rollout; or
+            those of the longest sequence, if that has more. Default: as many as `per_device_train_batch_size` of the
+            longest have; for [`SPPOTrainer`], whose critic reads prompts alone, at least
+            `per_device_train_batch_size` · `max_completion_length`.
+        critic_offload (`bool`, *optional*, defaults to `False`):
+            Keep the critic's weights and optimizer state on the host between its turns. On one process.
         critic_updates_per_step (`int`, *optional*, defaults to `1`):
             Updates of the critic for each optimizer step of the policy, on the same samples.
         critic_pretraining_steps (`int`, *optional*, defaults to `50`):
@@ -113,6 +120,8 @@ class CriticConfig(CreditConfig):
     critic_weight_decay: float = field(default=0.0, metadata=at_least(0))
     critic_max_grad_norm: float = field(default=1.0, metadata=at_least(0))
     critic_gradient_checkpointing: bool | None = None
+    critic_update_batch_tokens: int | None = field(default=None, metadata=at_least(1))
+    critic_offload: bool = field(default=False, metadata=unless(critic_share_base=True))
     critic_updates_per_step: int = field(default=1, metadata=at_least(1))
     critic_pretraining_steps: int = field(default=50, metadata=at_least(0))
     critic_pretraining_loss_threshold: float | None = field(default=None, metadata=unless(critic_pretraining_steps=0))

@@ -1,6 +1,5 @@
 import copy
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import nn
 from transformers import ProcessorMixin, Trainer
 from transformers.training_args import OptimizerNames
 
-from ...credit.bounded_values import output_for
 from ...critics.card import loading_code, push_critic, write_critic_card
 from ...critics.critic import PROMPTS, ROWS, Critic, Runner
 from ...critics.engine.engine import CriticEngine, CriticOptimization, seeded
@@ -21,9 +19,9 @@ from ...critics.refusals import refuse_image_columns, refuse_other_vocabulary
 from ...critics.shared_base import make_shared_base_critic
 from ...critics.token import make_token_critic
 from ...seam.trainer import critic_source
+from .bounds import BoundsOfValues
 from .critic_config import CriticConfig
-from .pretraining import CRITIC_FOLDER, CriticPretraining
-from .reward_range import away_from_the_ends
+from .pretraining import CRITIC_FOLDER
 from .symptoms import Symptoms
 
 
@@ -32,7 +30,7 @@ from .symptoms import Symptoms
 HIGHEST_RATE, RATE_TIMES_WIDTH = 1e-3, 0.1
 
 
-class CriticTrainer(CriticPretraining):
+class CriticTrainer(BoundsOfValues):
     """
     A trainer with a critic beside the policy, which it creates, pretrains, updates, saves and resumes. Subclasses say
     what network the critic is, what its loss is and, in `assign_credit`, how its values are used.
@@ -70,6 +68,7 @@ class CriticTrainer(CriticPretraining):
         self.critic_kind = self.kind_of(critic, self._source_facts)
         if self._source_facts is not None:
             self.args = self._source_facts.applied_to(self.args, self.critic_kind, critic)
+        self._range = self.of_critic.range_to_begin_with()
         if self.args.critic_share_base:
             _refuse_split_base(self.accelerator)
         if getattr(self.args, "critic_prompt_template", None) is not None and self.environment_factories is not None:
@@ -79,10 +78,8 @@ class CriticTrainer(CriticPretraining):
             )
         _optimizer_of(self.args)  # refused before anything is loaded
         self._deciding = self._deciding_functions()
-        # Whether the critic has a head that has still to be told where to start.
-        self._head_waits = False
         with seeded(self.args.seed):
-            self.critic = self.make_critic(policy, critic, critic_peft_config)
+            self.critic = self.of_critic.make_critic(policy, critic, critic_peft_config)
         if self.args.critic_freeze is not None:
             freeze(self.critic, self.args.critic_freeze, self.critic_head())
         self._engine: CriticEngine | None = None
@@ -91,11 +88,18 @@ class CriticTrainer(CriticPretraining):
 
     # --- What a subclass says
 
+    @property
+    def of_critic(self) -> Any:
+        """
+        Whose the hooks below are, about what the critic is and does: this trainer's, for a network beside the policy.
+        """
+        return self
+
     def kind_of(self, critic: Any, facts: CriticFacts | None) -> str:
         """The kind of critic that there will be, from the trainer's `critic` argument and what that says of itself."""
         if critic == PROBE:
             raise ValueError(
-                f"`critic={PROBE!r}` is for VAPOTrainer; a {type(self).__name__} needs a critic of kind "
+                f"`critic={PROBE!r}` is for critics that give numbers; a {type(self).__name__} needs one of kind "
                 f"{self.critic_kind!r}. (A folder of that name is {f'./{PROBE}'!r}.)"
             )
         return self.critic_kind
@@ -115,6 +119,18 @@ class CriticTrainer(CriticPretraining):
     def critic_count(self, inputs: dict) -> torch.Tensor:
         """How much counts in it."""
         raise NotImplementedError
+
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        """
+        What is in the micro-batches of an optimizer step, as the critic is trained on it: as many batches on every
+        process. The sums of loss and count over all of them are what matters, not what is in which.
+        """
+        return micro_batches
+
+    @property
+    def sequences_at_once(self) -> int:
+        """Sequences that the critic may read at a time, however long they are."""
+        return self.args.per_device_train_batch_size if self.args.critic_update_batch_tokens is None else 1
 
     def critic_head(self) -> dict[str, Any]:
         """Parameters of the critic that are trained at `critic_head_learning_rate`, by name."""
@@ -145,7 +161,7 @@ class CriticTrainer(CriticPretraining):
 
     def critic_settings(self) -> dict[str, Any]:
         """The config options that determine what the critic is asked and how its answers are read."""
-        return {}
+        return {"reward_range": None if self._range is None else list(self._range)}
 
     def critic_options(self) -> list[str]:
         """The config options that say how the critic is trained, for its model card."""
@@ -154,7 +170,6 @@ class CriticTrainer(CriticPretraining):
     def critic_facts(self) -> CriticFacts:
         """What the critic is, for whatever loads it."""
         config = self.critic.config.get_text_config()
-        earlier = 0 if self._source_facts is None else self._source_facts.updates
         return CriticFacts(
             self.critic_kind,
             self.critic_settings(),
@@ -162,10 +177,16 @@ class CriticTrainer(CriticPretraining):
             tokenizer=fingerprint(self.critic_processing_class),
             own_tokenizer=self.critic_processing_class is not self.processing_class,
             vocabulary_size=config.vocab_size,
-            updates=earlier + self.engine.steps,
+            updates=self.updates_of_critic,
         )
 
     # --- The critic in the run
+
+    @property
+    def updates_of_critic(self) -> int:
+        """Updates of the critic so far, those of earlier runs among them."""
+        earlier = 0 if self._source_facts is None else self._source_facts.updates
+        return earlier + self.engine.steps
 
     def make_value_model(self, policy, critic, peft_config) -> nn.Module:
         """A network with one number for each token. A fresh head waits for the first rollout, or starts as asked."""
@@ -187,38 +208,6 @@ class CriticTrainer(CriticPretraining):
             )
         self._head_waits = asked is None and is_fresh
         return network
-
-    @property
-    def value_range(self) -> Sequence[float] | None:
-        """Lowest and highest value of a critic that puts out the logit between them; `None`: it puts out values."""
-        return None
-
-    def head_output(self, value: float) -> float:
-        """What a fresh head puts out where it is to say `value`. A measured mean may lie at an end of the range."""
-        if self.value_range is not None and self.args.critic_initial_value is None:
-            value = away_from_the_ends(value, self.value_range)
-        return output_for(value, self.value_range)
-
-    def start_head(self, rewards: torch.Tensor, mode: str) -> None:
-        """
-        Let a fresh head start at the mean reward of the first rollout to train on. Call it before values are used.
-
-        Args:
-            rewards (`torch.Tensor`):
-                Those of [`CreditTrainer.assign_credit`], shape `(B,)`.
-            mode (`str`):
-                `"train"` or `"eval"`: an evaluation changes nothing.
-        """
-        if not self._head_waits or mode == "eval":
-            return
-        scored = rewards.isfinite()
-        total, count = self.total(torch.stack([torch.where(scored, rewards, 0).sum(), scored.sum()])).tolist()
-        if count == 0:
-            return
-        bias = [name for name, p in trained_head(self.engine.network).items() if name.endswith("bias")]
-        for name in bias:  # none where the architecture's head has none
-            self.engine.fill(name, self.head_output(total / count))
-        self._head_waits = False
 
     def critic_checkpoint(self, policy, critic) -> tuple[Any, dict | None]:
         """What a critic with its own base starts from, by default the policy's checkpoint, and how to load it."""
@@ -246,37 +235,40 @@ class CriticTrainer(CriticPretraining):
     def engine(self) -> CriticEngine:
         """The critic's engine. It is created when first needed, because the policy's must exist before it."""
         if self._engine is None:
-            checkpointing = self.args.critic_gradient_checkpointing
-            optimizer, optimizer_kwargs = _optimizer_of(self.args)
-            rate, head_rate = self.critic_learning_rates()
-            self._engine = CriticEngine(
-                self.critic,
-                self.accelerator,
-                CriticOptimization(
-                    learning_rate=rate,
-                    head=frozenset(self.critic_head()),
-                    head_learning_rate=head_rate,
-                    optimizer=optimizer,
-                    optimizer_kwargs=optimizer_kwargs,
-                    scheduler=self.args.critic_lr_scheduler_type,
-                    warmup_steps=self.args.critic_warmup_steps,
-                    scheduler_kwargs=self.args.critic_lr_scheduler_kwargs,  # type: ignore[arg-type]
-                    weight_decay=self.args.critic_weight_decay,
-                    max_grad_norm=self.args.critic_max_grad_norm,
-                    gradient_checkpointing=(
-                        self.args.gradient_checkpointing if checkpointing is None else checkpointing
-                    ),
-                    gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
-                ),
-            )
+            self._engine = self.of_critic.make_engine()
             self.critic = self._engine.network
         return self._engine
+
+    def make_engine(self) -> CriticEngine:
+        """What runs and trains the critic, when the policy's engine is there."""
+        checkpointing = self.args.critic_gradient_checkpointing
+        optimizer, optimizer_kwargs = _optimizer_of(self.args)
+        rate, head_rate = self.critic_learning_rates()
+        return CriticEngine(
+            self.critic,
+            self.accelerator,
+            CriticOptimization(
+                learning_rate=rate,
+                head=frozenset(self.critic_head()),
+                head_learning_rate=head_rate,
+                optimizer=optimizer,
+                optimizer_kwargs=optimizer_kwargs,
+                scheduler=self.args.critic_lr_scheduler_type,
+                warmup_steps=self.args.critic_warmup_steps,
+                scheduler_kwargs=self.args.critic_lr_scheduler_kwargs,  # type: ignore[arg-type]
+                weight_decay=self.args.critic_weight_decay,
+                max_grad_norm=self.args.critic_max_grad_norm,
+                gradient_checkpointing=self.args.gradient_checkpointing if checkpointing is None else checkpointing,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
+                offload=self.args.critic_offload,
+            ),
+        )
 
     @property
     def critic_reader(self) -> Any:
         """The network as a [`~trl_credit.critics.critic.Critic`], created together with the engine that runs it."""
         if self._critic_reader is None:
-            self._critic_reader = self.make_critic_reader(self.engine)
+            self._critic_reader = self.of_critic.make_critic_reader(self.engine)
         return self._critic_reader
 
     def with_prompts(self, rollout: dict) -> dict:
@@ -300,7 +292,7 @@ class CriticTrainer(CriticPretraining):
     def update_critic(self, micro_batches: list[dict], prefix: str = "critic") -> dict[str, float] | None:
         """One update on the micro-batches of an optimizer step."""
         started = time.perf_counter()
-        result = self.engine.update(micro_batches, self.critic_loss, self.critic_count)
+        result = self.engine.update(self.critic_batches(micro_batches), self.critic_loss, self.critic_count)
         if result is not None:
             for name, value in result.items():
                 self.log_value("train", f"{prefix}/{name}", value)
@@ -369,8 +361,9 @@ class CriticTrainer(CriticPretraining):
             self.drop_the_best()  # of an earlier run
         else:
             facts = CriticFacts.load(Path(checkpoint) / CRITIC_FOLDER)
+            self.take_range(facts)
             if facts is not None:
-                facts.refuse_other_run(self.critic_kind, self.critic_settings(), checkpoint)
+                facts.refuse_other_run(self.critic_kind, self.of_critic.critic_settings(), checkpoint)
             self._pretraining |= self.engine.load_state(checkpoint, Path(checkpoint) / CRITIC_FOLDER)
             self._head_waits = bool(self._pretraining.pop("head_waits", 0))
         pretraining_steps = self.updates_of_pretraining(is_resumed=checkpoint is not None)
@@ -386,7 +379,7 @@ class CriticTrainer(CriticPretraining):
         self.engine.save(folder)
         if self.accelerator.is_main_process:
             self.critic_processing_class.save_pretrained(folder)
-            self.critic_facts().save(folder)
+            self.of_critic.critic_facts().save(folder)
             write_critic_card(Path(folder), self)
 
     def save_networks(self, folder: Path) -> None:
@@ -394,6 +387,7 @@ class CriticTrainer(CriticPretraining):
 
     def load_networks(self, folder: Path) -> None:
         self.engine.go_back(folder, folder / CRITIC_FOLDER)
+        self.take_range(CriticFacts.load(folder / CRITIC_FOLDER))
 
     def save_training_state(self, folder: Path) -> None:
         self.engine.save_state(folder, **self._pretraining, head_waits=int(self._head_waits))
@@ -416,7 +410,12 @@ def _optimizer_of(args: CriticConfig) -> tuple[type[torch.optim.Optimizer], dict
     name, optim_args = args.critic_optim, args.critic_optim_args
     ours: Any = copy.copy(args)
     ours.optim, ours.optim_args = OptimizerNames(name), None
-    _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    if name.startswith("schedule_free"):
+        raise ValueError(f"`critic_optim={name!r}` has weights of its own to evaluate, which a critic does not use.")
+    try:
+        _, plain = Trainer.get_optimizer_cls_and_kwargs(ours)
+    except (ImportError, ValueError) as error:  # of a library that is not installed
+        raise ValueError(f"`critic_optim={name!r}` cannot be used here: {error}") from error
     ours.optim_args = optim_args
     optimizer, kwargs = Trainer.get_optimizer_cls_and_kwargs(ours)
     if optim_args is not None and kwargs == plain:

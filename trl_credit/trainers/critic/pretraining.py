@@ -93,7 +93,8 @@ class CriticPretraining(CreditTrainer):
         """
         if self.args.critic_pretraining_steps == 0:
             raise ValueError(
-                "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want."
+                "`critic_pretraining_steps=0`: there is nothing to pretrain. Set it to the steps you want. (A probe "
+                "critic has no pretraining: it learns from the rollouts that the policy learns from.)"
             )
         self.run_without_training(resume_from_checkpoint)
         self.save_critic(Path(str(self.args.output_dir)) / CRITIC_FOLDER)

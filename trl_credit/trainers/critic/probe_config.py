@@ -22,6 +22,9 @@ def _are_layers(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_whole, value))
 
 
+A_LAYER_OR_MORE = such_that(_are_layers, "whole numbers, at least one")
+
+
 def _is_trust(value: Any) -> bool:
     return value == MEASURED or (is_number(value) and 0 <= value <= 1)
 
@@ -56,8 +59,8 @@ class ProbeConfig(CriticConfig):
             States per update.
         probe_buffer_rollouts (`int`, *optional*, defaults to `16`):
             Latest rollouts that it learns from.
-        probe_buffer_states (`int`, *optional*, defaults to `65536`):
-            Maximum number of their states that are kept on the host, an equal share for each rollout.
+        probe_buffer_memory (`float`, *optional*, defaults to `0.125`):
+            Maximum number of GiB on the host that their states take, in bfloat16, an equal share for each rollout.
     """
 
     critic_trust: str = field(  # or a number; the command line's parser cannot take both
@@ -65,15 +68,13 @@ class ProbeConfig(CriticConfig):
     )
     probe_boundaries: str = field(default="entropy", metadata=one_of(*BOUNDARIES))
     probe_boundary_quantile: float = field(default=0.5, metadata=between(0, 1))
-    probe_layers: list[int] = field(
-        default_factory=lambda: [0], metadata=such_that(_are_layers, "whole numbers, at least one")
-    )
+    probe_layers: list[int] = field(default_factory=lambda: [0], metadata=A_LAYER_OR_MORE)
     probe_uncertainty: bool = True
     probe_hidden_size: int = field(default=32, metadata=at_least(0))
     probe_updates: int = field(default=32, metadata=above(0))
     probe_batch_size: int = field(default=256, metadata=above(0))
     probe_buffer_rollouts: int = field(default=16, metadata=above(0))
-    probe_buffer_states: int = field(default=65536, metadata=above(0))
+    probe_buffer_memory: float = field(default=0.125, metadata=above(0))
 
     def __post_init__(self):
         if isinstance(self.critic_trust, str) and self.critic_trust != MEASURED:
@@ -112,11 +113,6 @@ class ProbeConfig(CriticConfig):
         if self.probe_boundaries != "entropy":
             self._refuse(
                 ["probe_boundary_quantile"], f"has no effect with `probe_boundaries={self.probe_boundaries!r}`"
-            )
-        if self.probe_buffer_states < self.probe_buffer_rollouts:
-            raise ValueError(
-                f"{type(self).__name__}: `probe_buffer_states={self.probe_buffer_states}` must leave room for a state "
-                f"of each of `probe_buffer_rollouts={self.probe_buffer_rollouts}`."
             )
         if self.beta == 0:
             raise ValueError(

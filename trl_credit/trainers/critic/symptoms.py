@@ -53,7 +53,7 @@ def warn_of_fruitless_pretraining(trainer, stage: str) -> None:
     # Of what is held out, the best was kept.
     latest = max(logged[name]) if "held_out" in name else mean(logged[name][-3:])
     if latest < NOTHING:
-        rate, head_rate = trainer.critic_learning_rates()
+        rate, head_rate = trainer.of_critic.critic_learning_rates()
         trainer.warn_once(
             f"After its pretraining the critic explains nothing of the returns: `{name}` is {latest:.3f} over the last "
             "points that were logged, and advantages from its values are noise. Pretrain longer "

@@ -1,10 +1,12 @@
 from dataclasses import dataclass, field
 
+from ...critics.facts import RUNNING
 from ...critics.generative.question import check_template
-from ...options import above, at_least, between, one_of, unless
+from ...options import above, at_least, between, one_of, only_with, unless
 from ...seam.config import PER_TOKEN
 from ...segmenting import DelimiterSegmenter
 from ..critic.critic_config import CriticConfig
+from ..critic.reward_range import A_RANGE, as_range
 
 
 # Of `CriticConfig`, what a critic that writes its values has no use for: its default, and why.
@@ -26,8 +28,7 @@ _NO_USE: dict[str, tuple] = {
     ),
     "critic_pretraining_explained_variance_threshold": (None, "use `critic_pretraining_patience`"),
 }
-_OF_SERVER = unless(critic_use_vllm=False, critic_vllm_mode="colocate")
-_OF_COLOCATED = unless(critic_use_vllm=False, critic_vllm_mode="server")
+_OF_SERVER, _OF_COLOCATED = only_with(critic_vllm_mode="server"), only_with(critic_vllm_mode="colocate")
 
 
 @dataclass
@@ -39,9 +40,13 @@ class GenACConfig(CriticConfig):
     [`~trl_credit.trainers.critic.CriticConfig`], for all others to [`~trl.GRPOConfig`].
 
     Args:
+        reward_range (`list[float]` or `str`, *optional*, defaults to `"running"`):
+            Lowest and highest possible reward, the meaning of the scores 0 and 10. Rewards outside are refused.
+            `"running"` learns the range: it begins with [0, 1] and grows to hold every reward of the training.
         critic_template (`str`, *optional*):
             The question that the critic is asked, with slots. Default:
-            `trl_credit.critics.generative.question.TEMPLATE`.
+            `trl_credit.critics.generative.question.TEMPLATE`; with another `reward_range` than [0, 1]
+            `TEMPLATE_OF_REWARDS`, which says what the scores mean.
         critic_max_completion_length (`int`, *optional*, defaults to `1024`):
             Maximum length of the critic's answer, in tokens.
         critic_temperature (`float`, *optional*, defaults to `1.0`):
@@ -75,22 +80,26 @@ class GenACConfig(CriticConfig):
         critic_mask_memory (`float`, *optional*, defaults to `2.0`):
             GiB for the attention mask of such a pass, with `critic_packing`: the mask grows with the square of the
             sequence length, so that the answers about a long completion are split over several sequences. FlexAttention
-            (`attn_implementation="flex_attention"` in `critic_model_init_kwargs`) needs none.
-        critic_use_vllm (`bool`, *optional*, defaults to `False`):
-            Let vLLM write the critic's answers, whether or not the policy uses vLLM. Parallelism, sleep mode and model
-            implementation follow the policy's `vllm_*` settings.
-        critic_vllm_mode (`str`, *optional*, defaults to `"colocate"`):
-            `"colocate"` for an engine in the training processes, beside the policy's if it has one; `"server"` for a
-            separate server, at `critic_vllm_server_base_url`.
+            needs none: it is the default on a CUDA GPU, unless `critic_model_init_kwargs` has an `attn_implementation`.
+        critic_use_vllm (`bool`, *optional*):
+            Let vLLM write the critic's answers; else transformers does. Default: as the policy's completions
+            (`use_vllm`), unless these come from a server that cannot take the critic's weights. Parallelism, sleep mode
+            and model implementation follow the policy's `vllm_*` settings.
+        critic_vllm_mode (`str`, *optional*):
+            `"policy"` for the policy's own engine or server, which takes the critic's weights for as long as the critic
+            writes, so that there is never a second engine in memory: for a critic of the policy's architecture.
+            `"colocate"` for an engine of its own in the training processes, beside the policy's if it has one.
+            `"server"` for a server of its own, at `critic_vllm_server_base_url`. Default: `"policy"` where that can be,
+            else `"colocate"`.
         critic_vllm_server_base_url (`str`, *optional*):
             URL of the critic's server, e.g. `"http://localhost:8001"`.
         critic_vllm_group_port (`int`, *optional*, defaults to `51217`):
             Port over which the critic's weights are sent to the server; must differ from the policy's
             `vllm_group_port`.
         critic_vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`):
-            Share of the GPU's memory for the critic's engine, with `"colocate"`.
+            Share of the GPU's memory for the critic's engine, with `critic_vllm_mode="colocate"`.
         critic_vllm_max_model_length (`int`, *optional*):
-            Context of the critic's engine, with `"colocate"`. Default: the critic's.
+            Context of the critic's engine, with `critic_vllm_mode="colocate"`. Default: the critic's.
         critic_learning_rate (`float`, *optional*, defaults to `1e-6`):
             Learning rate of the critic's AdamW.
         critic_pretraining_steps (`int`, *optional*, defaults to `0`):
@@ -101,8 +110,6 @@ class GenACConfig(CriticConfig):
         critic_validation_steps (`int`, *optional*, defaults to `10`):
             Pretraining updates between evaluations, with `critic_pretraining_patience`.
 
-    > [!NOTE]
-    > Rewards must lie in [0, 1], like the critic's values.
     """
 
     restricted = {
@@ -114,6 +121,10 @@ class GenACConfig(CriticConfig):
         },
     }
 
+    reward_range: list[str] | None = field(  # type: ignore[assignment]
+        default_factory=lambda: RUNNING,
+        metadata=A_RANGE,
+    )
     critic_template: str | None = None
     critic_max_completion_length: int = field(default=1024, metadata=at_least(1))
     critic_temperature: float = field(default=1.0, metadata=above(0))
@@ -129,9 +140,9 @@ class GenACConfig(CriticConfig):
     critic_generation_batch_tokens: int = field(default=65536, metadata=at_least(1))
     critic_update_batch_tokens: int = field(default=32768, metadata=at_least(1))
     critic_mask_memory: float = field(default=2.0, metadata=above(0))
-    critic_use_vllm: bool = False
-    critic_vllm_mode: str = field(
-        default="colocate", metadata=one_of("colocate", "server") | unless(critic_use_vllm=False)
+    critic_use_vllm: bool | None = None
+    critic_vllm_mode: str | None = field(
+        default=None, metadata=one_of("policy", "colocate", "server") | unless(critic_use_vllm=False)
     )
     critic_vllm_server_base_url: str | None = field(default=None, metadata=_OF_SERVER)
     critic_vllm_group_port: int = field(default=51217, metadata=_OF_SERVER)
@@ -145,6 +156,7 @@ class GenACConfig(CriticConfig):
     critic_validation_steps: int = field(default=10, metadata=at_least(1))
 
     def __post_init__(self):
+        self.reward_range = as_range(self.reward_range)
         super().__post_init__()
         DelimiterSegmenter.of(self)  # refuses lengths that contradict each other
         if self.critic_template is not None:

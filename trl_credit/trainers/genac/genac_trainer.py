@@ -13,10 +13,11 @@ from ...credit.segment_gae import segment_advantages, segment_of_token
 from ...critics.card import loading_code
 from ...critics.engine.engine import seeded
 from ...critics.facts import CriticFacts
-from ...critics.generative.branch_mask import attention_of, refuse_unpackable
-from ...critics.generative.critic import UNKNOWN_SUCCESS_RATE, GenerativeCritic, context_of
+from ...critics.generative.branch_mask import attending, attention_of, refuse_unpackable, takes_flex_attention
+from ...critics.generative.critic import GenerativeCritic, context_of
 from ...critics.generative.network import make_generative_critic
 from ...critics.generative.packed import CriticQuery, answer_log_probs, plan_rows
+from ...critics.generative.prefixes import StatePrompt
 from ...critics.generative.question import TEMPLATE, TEMPLATE_WITHOUT_HINT, Question, refuse_other_segmenter
 from ...critics.generative.reading import (
     Reading,
@@ -28,14 +29,15 @@ from ...critics.generative.reading import (
     with_stand_ins,
 )
 from ...critics.prompt import load_critic_tokenizer
-from ...sampling import chunks_within
 from ...saved import read_json
 from ...seam.lm_head import why_not_tiled
 from ...segmenting import DelimiterSegmenter, Segmenter
 from ..critic.critic_trainer import CriticTrainer
 from ..critic.pretraining import PRETRAINING
+from ..critic.reward_range import RewardRange
 from ..value_report import fit_report, value_means
 from .genac_config import GenACConfig
+from .writer import Writer
 
 
 STATE_FILE = "genac_state.json"
@@ -117,19 +119,19 @@ class GenACTrainer(CriticTrainer):
             self.args.critic_template or (TEMPLATE if self.args.hint_momentum is not None else TEMPLATE_WITHOUT_HINT),
             self.args.actor_description or _describe(self.model),
             segmenter or DelimiterSegmenter.of(self.args),
+            self.reward_range,
         )
         self._momentum = 0.9 if self.args.hint_momentum is None else self.args.hint_momentum
         # What the critic is told, and what stands in for a value that it does not give, both from stage to stage.
         hint = (facts and facts.hint) or {}
         self.success_rate, self.mean_value = (RunningMean(*hint.get(n, ())) for n in ("success_rate", "mean_value"))
         self._evaluated_rate = RunningMean()  # of the evaluation under way
-        self._vllm: Any = None  # the critic's engine, and the updates of the weights that it has
-        self._vllm_updates = -1
         # Of the pretraining: lowest error on the evaluation data, evaluations since, updates at the next one.
         self._validation = {"lowest": float("inf"), "since": 0, "next": 0}
         # The policy's completions of that data, with their rewards and prompts, made once.
         self._validation_rollouts: list[tuple] = []
         self._is_validating = False
+        self.writer.warn(head=len(self.critic_processing_class(self.question.template)["input_ids"]))
 
     # --- The critic
 
@@ -141,8 +143,14 @@ class GenACTrainer(CriticTrainer):
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
         source, init_kwargs = self.critic_checkpoint(policy, critic)
         network = make_generative_critic(source, peft_config, init_kwargs, copy_model=critic is None)
+        self.writer = Writer(self, network)
+        # Of its updates, with `critic_packing`; `None` for the one that it has.
+        self._update_attention: str | None = None
         if self.args.critic_packing:
             refuse_unpackable(network)
+            is_chosen = isinstance(source, nn.Module) or "attn_implementation" in (init_kwargs or {})
+            if self.accelerator.device.type == "cuda" and not is_chosen and takes_flex_attention(network):
+                self._update_attention = "flex_attention"
         if reason := why_not_tiled(network):
             self.warn_once(
                 "The critic's update will hold the logits of whole micro-batches, 16 bytes per token of an answer and "
@@ -165,10 +173,18 @@ class GenACTrainer(CriticTrainer):
             batch_tokens=self.args.critic_generation_batch_tokens,
             temperature=self.args.critic_temperature,
             segmenter=question.segmenter,
-            context=self.args.critic_vllm_max_model_length,
-            write=self._write_with_vllm if self.args.critic_use_vllm else self._write,
+            context=self.writer.context,
+            write=self._write,
+            reads_prefixes_once=self.writer.reads_prefixes_once,
             seed=self.args.seed,
+            reward_range=self.reward_range,
         )
+
+    @property
+    def reward_range(self) -> RewardRange:
+        """The rewards that the scores 0 and 10 stand for."""
+        assert self._range is not None
+        return self._range
 
     def critic_settings(self) -> dict[str, Any]:
         return {
@@ -185,14 +201,15 @@ class GenACTrainer(CriticTrainer):
     @property
     def critic_context(self) -> float:
         """Most tokens that the critic can be given, its answer included."""
-        return min(context_of(self.critic), self.args.critic_vllm_max_model_length or float("inf"))
+        return min(context_of(self.critic), self.writer.context or float("inf"))
 
     def describe_critic(self) -> str:
         return (
             "A generative value model: asked with the text below about a problem and a partial solution, it reasons "
-            "and ends with a\nscore from 0 to 10, ten times the reward that the policy is expected to end with. "
-            "`trl_credit.critics.generative.question`\nlays out the question and reads the score.\n\n"
-            f"```text\n{self.question.template}\n```\n\n"
+            f"and ends with a\nscore from 0, which stands for a reward of {self.reward_range[0]:g}, to 10, for one of "
+            f"{self.reward_range[1]:g}.\n`trl_credit.critics.generative.question` lays out the question and reads the "
+            "score.\n\n"
+            f"```text\n{self.question.wording}\n```\n\n"
             f"```python\n{loading_code(self.critic, 'CausalLM')}\nanswer_ids = critic.generate(input_ids)\n```"
         )
 
@@ -209,7 +226,8 @@ class GenACTrainer(CriticTrainer):
         readings = [reading for inputs in micro_batches for reading in inputs.pop("readings", ()) if reading]
         ages = [self.engine.steps - reading.updates for reading in readings for answer in reading.answers if answer]
         self.log_means("train", {f"{prefix}/answer_age": (sum(ages), len(ages))})
-        mask_bytes = None if attention_of(self.critic) == "flex_attention" else self.args.critic_mask_memory * 2**30
+        attention = self._update_attention or attention_of(self.critic)
+        mask_bytes = None if attention == "flex_attention" else self.args.critic_mask_memory * 2**30
         batches = plan_rows(
             [reading.query for reading in readings],
             [reading.answers for reading in readings],
@@ -224,7 +242,8 @@ class GenACTrainer(CriticTrainer):
             {"rows": rows, "weights": [readings[row.index].weights[k] for row in rows for k in row.states]}
             for rows in batches
         ]
-        return super().update_critic(inputs, prefix)
+        with attending(self.critic, self._update_attention):
+            return super().update_critic(inputs, prefix)
 
     # --- What the critic is asked, and what it answers
 
@@ -245,52 +264,17 @@ class GenACTrainer(CriticTrainer):
             critic.ask(readings)
         for reading in readings:
             reading.updates = self.engine.steps
-        tokens = critic.tokens
-        if self.args.critic_use_vllm:  # its prefix cache reads what prompts share once
-            tokens = sum(
-                len(reading.query.shared_ids)
-                + len(reading.answers) * len(reading.query.tail_ids)
-                + sum(map(len, reading.answers))
-                for reading in readings
-            )
         self.log_value(mode, "critic/generation_time", time.perf_counter() - started)
-        self._log_total(mode, "critic/generation_tokens", tokens)
+        self._log_total(mode, "critic/generation_tokens", critic.tokens)
 
-    def _write(self, prompts: list[list[int]]) -> list[list[int]]:
-        engine, longest = self.engine, self.args.critic_max_completion_length
-        chunks = chunks_within([len(ids) + longest for ids in prompts], self.args.critic_generation_batch_tokens)
-        synced = engine.backend.splits_weights
-        if synced:
-            chunks += [[]] * (self.most(len(chunks)) - len(chunks))
-        with self.unwrapped_for_generation(engine.module, engine.checkpointing_kwargs) as network:
-            return engine.evaluate(lambda _: self.critic_reader.sample(network, prompts, chunks, synced))
-
-    def _write_with_vllm(self, prompts: list[list[int]]) -> list[list[int]]:
-        engine = self.engine  # makes the critic's place in memory first
-        if self._vllm is None:
-            self._vllm = self.vllm_beside(
-                engine.network,
-                self.critic_processing_class,
-                mode=self.args.critic_vllm_mode,
-                server_base_url=self.args.critic_vllm_server_base_url,
-                group_port=self.args.critic_vllm_group_port,
-                gpu_memory_utilization=self.args.critic_vllm_gpu_memory_utilization,
-                max_model_length=self.args.critic_vllm_max_model_length,
-                temperature=self.args.critic_temperature,
-                max_completion_length=self.args.critic_max_completion_length,
-                generation_kwargs={"stop_token_ids": sorted(self.critic_reader.ends)},
-            )
-        if self._vllm_updates != engine.steps:
-            self._vllm.sync_weights()
-            self._vllm_updates = engine.steps
-        filler = [[self.critic_processing_class.eos_token_id]] * (self.most(len(prompts)) - len(prompts))
-        _, answers, *_ = self._vllm.generate(prompts + filler, None, num_generations=1)
-        return [list(answer) for answer in answers[: len(prompts)]]
+    def _write(self, prompts: list[StatePrompt]) -> list[list[int]]:
+        return self.writer.write(prompts)
 
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        right = self.is_right(rewards, 0.5)
+        self.keep_in_range(rollout, rewards, mode, "or to 'running'")
+        right = self.is_right(rewards, sum(self.reward_range) / 2)
         if self._is_validating:
             self._validation_rollouts.append((rollout, rewards, right, self.rollout_rows))
         readings, values, advantages, segments = self._judge(rollout, rewards, right, mode)
@@ -303,7 +287,6 @@ class GenACTrainer(CriticTrainer):
 
     def _judge(self, rollout: dict, rewards: torch.Tensor, right: torch.Tensor, mode: str) -> tuple:
         """The critic's readings, its values `(B, K)` as read, and the tokens' advantages and segments `(B, T)`."""
-        self._refuse_other_rewards(rewards)
         mask = self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1)
         counted = mask.any(1)
         hint = self._hint(mode)
@@ -324,7 +307,8 @@ class GenACTrainer(CriticTrainer):
         what_was_read = values
         values = with_stand_ins(values, self.mean_value.value if self.mean_value.weight else hint)
         outcomes = torch.where(counted, rewards, 0).unsqueeze(1).expand(values.shape)
-        earned = torch.where(parsed, 1 - (outcomes - values).square(), 0)
+        low, high = self.reward_range
+        earned = torch.where(parsed, 1 - ((outcomes - values) / (high - low)).square(), 0)
         self._weigh(readings, earned, heard)
 
         segments = segment_of_token([reading.ends if reading is not None else [] for reading in readings], mask)
@@ -337,23 +321,12 @@ class GenACTrainer(CriticTrainer):
         known = self.success_rate
         if not known.weight and mode == "eval":
             known = self._evaluated_rate
-        return known.value if known.weight else UNKNOWN_SUCCESS_RATE
+        return known.value if known.weight else sum(self.reward_range) / 2
 
     def evaluate(self, *args, **kwargs):
         """As TRL's. Before the first rollout, the critic's hint comes from the evaluation's own earlier batches."""
         self._evaluated_rate = RunningMean()
         return super().evaluate(*args, **kwargs)
-
-    def _refuse_other_rewards(self, rewards: torch.Tensor) -> None:
-        everywhere = self.accelerator.gather(rewards)  # so that all processes stop
-        slack = 1e-5  # for sums of weighted rewards
-        outside = ((everywhere < -slack) | (everywhere > 1 + slack)).nonzero()
-        if len(outside):
-            row = outside[0].item()
-            raise ValueError(
-                f"The reward {everywhere[row].item():g} of completion {row} at step {self.state.global_step} lies "
-                "outside [0, 1], where the critic's values are. Scale the rewards, or `reward_weights`."
-            )
 
     def _weigh(self, readings: list[Reading | None], earned: torch.Tensor, heard: torch.Tensor) -> None:
         """The factor of each answer's log-probability: its reward, minus the mean of all others if configured."""

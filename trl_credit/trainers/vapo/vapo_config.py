@@ -2,11 +2,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...critics.facts import RUNNING
 from ...critics.prompt_tokens import template_columns
 from ...options import above, at_least, between, is_number, one_of, such_that, unless
 from ...seam.config import PER_TOKEN
 from ..critic.probe_config import MEASURED, ProbeConfig
-from ..critic.reward_range import is_range, refuse_start_outside
+from ..critic.reward_range import A_RANGE_OR_NONE, as_range, is_range_or_running, refuse_start_outside
 
 
 LAMBDA_SCHEDULES = ("length_adaptive", "relative_position", MEASURED)
@@ -38,8 +39,9 @@ class VAPOConfig(ProbeConfig):
         policy_lambda (`float` or `str`, *optional*, defaults to `"length_adaptive"`):
             λ of the policy's advantages: a number in [0, 1]; `"length_adaptive"` for 1 - 1 / (`length_adaptive_alpha` ·
             length); `"relative_position"` for the λ at which the last reward reaches the first token of every
-            completion with weight `relative_position_weight`; or, with a probe critic, `"measured"` for 1 - w, see
-            `critic_trust`.
+            completion with weight `relative_position_weight`; or, with a probe critic, `"measured"` for 1 less
+            the slope of the rewards on changes of its values from state to state, in [0, 1], in the latest rollouts,
+            each valued before it was learnt from.
         length_adaptive_alpha (`float`, *optional*, defaults to `0.05`):
             α of the length-adaptive λ. λ is 0 up to a length of 1/α.
         relative_position_weight (`float`, *optional*, defaults to `0.5`):
@@ -47,10 +49,11 @@ class VAPOConfig(ProbeConfig):
         critic_loss (`str`, *optional*, defaults to `"mse"`):
             Loss of the critic: `"mse"`, half the squared error; `"bce"`, binary cross-entropy on the logit of a value
             within `reward_range`.
-        reward_range (`list[float]`, *optional*):
+        reward_range (`list[float]` or `str`, *optional*):
             Lowest and highest possible reward, to which values are bounded: the critic puts out the logit of a value
-            between them. Rewards outside are refused. Default: values may be any number, or with `critic_loss="bce"`
-            and with a probe critic [0, 1].
+            between them. Rewards outside are refused. `"running"` learns the range: it begins with [0, 1] and grows to
+            hold all that is earned in training. Default: values may be any number; with `critic_loss="bce"`
+            `"running"`, and with a probe critic [0, 1].
         critic_prompt_template (`str`, *optional*):
             What the critic reads in the place of the prompt: text with columns of the dataset in braces, `{prompt}`
             among them, e.g. `"{prompt}\n\nReference answer: {solution}"`. In a conversation `{prompt}` is the content
@@ -91,11 +94,8 @@ class VAPOConfig(ProbeConfig):
     length_adaptive_alpha: float = field(default=0.05, metadata=above(0))
     relative_position_weight: float = field(default=0.5, metadata=between(0, 1))
     critic_loss: str = field(default="mse", metadata=one_of("mse", "bce"))
-    reward_range: list[float] | None = field(
-        default=None,
-        metadata=such_that(
-            lambda value: value is None or is_range(value), "two finite numbers, the lower one first, or None"
-        ),
+    reward_range: list[str] | None = field(  # or numbers; the command line's parser cannot take both
+        default=None, metadata=A_RANGE_OR_NONE
     )
     critic_prompt_template: str | None = None
     critic_clip_range: float | None = field(default=None, metadata=above(0) | unless(critic_loss="bce"))
@@ -110,9 +110,9 @@ class VAPOConfig(ProbeConfig):
             with suppress(ValueError):
                 self.policy_lambda = float(self.policy_lambda)  # type: ignore[assignment]  # from the command line
         if self.reward_range is None and self.critic_loss == "bce":
-            self.reward_range = [0.0, 1.0]
-        if is_range(self.reward_range):
-            self.reward_range = [float(end) for end in self.reward_range]  # type: ignore[union-attr]
+            self.reward_range = RUNNING  # type: ignore[assignment]
+        self.reward_range = as_range(self.reward_range)
+        if is_range_or_running(self.reward_range):
             refuse_start_outside(self)
         if self.critic_prompt_template is not None:
             template_columns(self.critic_prompt_template)

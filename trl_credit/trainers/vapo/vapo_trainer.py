@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +11,11 @@ from ...credit.gae import gae, length_adaptive_lambda, monte_carlo_returns, rela
 from ...credit.value_loss import binary_cross_entropy, clip_share, squared_error
 from ...critics.critic import Critic
 from ...critics.facts import CriticFacts
-from ...critics.token import TokenCritic, read_values
+from ...critics.token import READ, TokenCritic, read_values
 from ...seam import LossTerms
 from ..critic.probe_config import MEASURED
 from ..critic.probe_trainer import ProbeTrainer
-from ..critic.reward_range import refuse_rewards_outside
+from ..critic.reward_range import RewardRange
 from ..value_report import extremes, fit_report, value_means, values_in_short
 from .vapo_config import VAPOConfig
 
@@ -75,6 +74,7 @@ class VAPOTrainer(ProbeTrainer):
     args: VAPOConfig
     config_class = VAPOConfig
     critic_kind = "token"
+    takes_any_reward = "to 'running', or to None with `critic_loss='mse'`, which takes any"
     takes_token_rewards = True
     rollout_keys = {
         "values": "(B, T)",
@@ -85,49 +85,56 @@ class VAPOTrainer(ProbeTrainer):
         "critic_prompt_mask": "(B, P)",
     }
 
+    # Of an update that values are taken from: rows of all processes, and what the critic puts out for them.
+    _read_by_update: list[dict[str, torch.Tensor]] | None = None
+
     # --- The critic
 
     def make_critic(self, policy, critic, peft_config) -> nn.Module:
-        return self.make_probe(critic) if self.has_probe else self.make_value_model(policy, critic, peft_config)
+        return self.make_value_model(policy, critic, peft_config)
 
     def make_critic_reader(self, runner) -> Critic:
-        if self.has_probe:
-            return self.make_probe_reader(runner)
         return TokenCritic(
             runner,
-            batch_size=self.args.per_device_train_batch_size,
-            reward_range=self.args.reward_range,
+            batch_size=self.sequences_at_once,
+            batch_tokens=self.args.critic_update_batch_tokens or 0,
+            reward_range=self.value_range,
             prompt_template=self.args.critic_prompt_template,
             tokenizer=self.processing_class,
             tools=self.tools,
             template_kwargs=self.args.chat_template_kwargs,  # type: ignore[arg-type]
         )
 
-    @property
-    def value_range(self) -> Sequence[float] | None:
-        return self.args.reward_range
-
     def critic_settings(self) -> dict[str, Any]:
-        names = ["reward_range"] if self.has_probe else ["reward_range", "critic_prompt_template"]
-        return {**super().critic_settings(), **{name: getattr(self.args, name) for name in names}}
+        own = {"critic_prompt_template": self.args.critic_prompt_template}
+        return {**super().critic_settings(), **own}
 
     def critic_facts(self) -> CriticFacts:
-        facts = super().critic_facts()
-        return facts if self.has_probe else replace(facts, template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
+        return replace(super().critic_facts(), template_kwargs=self.args.chat_template_kwargs)  # type: ignore[arg-type]
+
+    def critic_batches(self, micro_batches: list[dict]) -> list[dict]:
+        names = [name for name in (*READ, "critic_mask", "returns", "values") if name in micro_batches[0]]
+        rows = {
+            name: torch.cat([inputs.get(f"critic_{name}", inputs[name]) for inputs in micro_batches]) for name in names
+        }
+        return self.critic_reader.batches(rows)
 
     def critic_loss(self, network: nn.Module, inputs: dict) -> torch.Tensor:
         mask = inputs["critic_mask"]
-        own = {name: inputs[f"critic_{name}"] for name in ("prompt_ids", "prompt_mask") if f"critic_{name}" in inputs}
-        outputs = read_values(network, {**inputs, **own})[:, :-1]
-        reward_range: Any = self.args.reward_range
+        outputs = read_values(network, inputs)
+        if self._read_by_update is not None:
+            self._read_by_update.append({"row": inputs["row"], "outputs": outputs.detach()})
+        outputs = outputs[:, :-1]
+        reward_range: Any = self.value_range
         values = bounded_values(outputs, reward_range)
+        old_values = inputs.get("values", values.detach())
         clip_range = self._clip_range
         if self.args.critic_loss == "bce":
             loss = binary_cross_entropy(outputs, position_in_range(inputs["returns"], reward_range))
         else:
-            loss = squared_error(values, inputs["returns"], inputs["values"], clip_range)
+            loss = squared_error(values, inputs["returns"], old_values, clip_range)
         if clip_range is not None:
-            clipped = clip_share(values, inputs["values"], clip_range) & mask
+            clipped = clip_share(values, old_values, clip_range) & mask
             self.log_means("train", {"critic/clipped_values": (clipped.sum(), mask.sum())})
         # What is masked must not reach the sum even as 0 · NaN, but its values stay in the graph.
         return torch.where(mask, loss, 0).sum()
@@ -142,43 +149,39 @@ class VAPOTrainer(ProbeTrainer):
     # --- Credit
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        if self.args.reward_range is not None:
-            unbounded = "`reward_range=None` with `critic_loss='mse'`"
-            way_out = f"take another critic than `'probe'` and {unbounded}" if self.has_probe else unbounded
-            refuse_rewards_outside(self, rewards, self.args.reward_range, way_out)
-        self.start_head(rewards, mode)
+        critic = self.of_critic
         scored = rewards.isfinite()
         mask = self.trained_tokens(rollout) & scored.unsqueeze(1)
-        # The time steps of the credit: tokens, or the parts of a completion between the states that are valued.
-        steps = mask & self.probe_starts(rollout, mode) if self.has_probe else self._time_steps(mask)
-        own_prompts = {} if self.has_probe else self.critic_reader.own_prompts(self.with_prompts(rollout))
-        states = self.state_values(rollout)
-        values = torch.where(mask, states[:, :-1], 0)
-        if self.args.time_step == "turn":
-            values = torch.where(mask, held(values, steps), 0)
+        steps = mask & critic.time_steps(rollout, mode)
+        earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
+        gamma = self.args.gamma
+        monte_carlo = monte_carlo_returns(earned, steps, gamma)
+        self.keep_in_range(rollout, rewards, mode, critic.takes_any_reward, monte_carlo[steps])
+        self.start_head(rewards, mode)
+        own_prompts = self.critic_reader.own_prompts(self.with_prompts(rollout))
+        if mode == "train" and self.learns_on_arrival:
+            states = self._learn(rollout, {**own_prompts, "critic_mask": steps, "returns": monte_carlo})
+        else:
+            states = self.state_values(rollout)
+        values = torch.where(mask, held(states[:, :-1], steps), 0)
         ends = rollout["completion_mask"].sum(1, keepdim=True)
         cut_off = self.is_cut_off(rollout)
         bootstrap = None
         if self.args.truncation == "bootstrap":
             bootstrap = torch.where(cut_off, states.gather(1, ends).squeeze(1), 0)
-        earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
-        gamma = self.args.gamma
-
-        monte_carlo = monte_carlo_returns(earned, steps, gamma)
-        if self.has_probe:
-            self.measure_trust(values, monte_carlo, steps, mode)
+        critic.measure(values, monte_carlo, steps, mode)
+        if self.args.policy_lambda == MEASURED:
+            critic.measure_changes(earned, values, monte_carlo, steps, mode)
         lam = self._policy_lambda(steps)
         advantages, _ = gae(earned, values, steps, gamma, lam, bootstrap)
         _, returns = gae(earned, values, steps, gamma, self.args.critic_lambda, bootstrap)
-        if self.args.time_step == "turn":
-            advantages = torch.where(mask, held(advantages, steps), 0)
-        if self.args.reward_range is not None:
-            self._refuse_returns_outside(returns, steps, self.args.reward_range)
+        if self.value_range is not None and not self.value_range.grows:
+            self._refuse_returns_outside(returns, steps, self.value_range)
         right = self.is_right(rewards, self.args.positive_reward_threshold)
         self._report(mode, values, monte_carlo, steps, cut_off, right, lam)
-        if self.has_probe:
-            advantages = self.mix(advantages, rewards, steps, mask, rollout, mode)
-            self.learn_probe(rollout, returns, steps, mode)
+        advantages = critic.lean(held(advantages, steps), rewards, rollout, mode)
+        advantages = torch.where(mask, advantages, 0)
+        critic.learn(rollout, returns, steps, mode)
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask, self.total)
 
@@ -191,27 +194,58 @@ class VAPOTrainer(ProbeTrainer):
             "values": values,
             "returns": returns,
             "advantages": advantages,
-            "critic_mask": mask if self.has_probe else steps,
+            "critic_mask": steps,
             "positive": mask & right.unsqueeze(1),
         }
 
-    def _time_steps(self, mask: torch.Tensor) -> torch.Tensor:
-        """The tokens in whose states time steps begin, shape `(B, T)`, boolean."""
+    @property
+    def learns_on_arrival(self) -> bool:
+        """
+        Whether the critic learns from a rollout as soon as it is there, in the same forward pass that values it: where
+        it makes one update on each, and its targets need no values.
+        """
+        args = self.args
+        return (
+            bool(self._pretraining["pretraining_done"])
+            and (args.critic_lambda == 1 and args.truncation == "terminal")
+            and self._losses_of_rollout == args.gradient_accumulation_steps
+            and args.critic_updates_per_step == 1
+        )
+
+    def finish_step(self, micro_batches: list[dict]) -> None:
+        if not self.learns_on_arrival:
+            super().finish_step(micro_batches)
+
+    def _learn(self, rollout: dict, lesson: dict) -> torch.Tensor:
+        """One update on a rollout; returns what `state_values` would have returned before it."""
+        inputs = {**{name: rollout[name] for name in READ}, **lesson}
+        read: list[dict[str, torch.Tensor]] = []
+        self._read_by_update = read
+        try:
+            is_updated = self.update_critic([inputs]) is not None
+        finally:
+            self._read_by_update = None
+        # Without an update no completion has both a reward and a token to train on.
+        return self.critic_reader.values_as_read(read, rollout) if is_updated else self.state_values(rollout)
+
+    def time_steps(self, rollout: dict, mode: str) -> torch.Tensor:
+        """The tokens in whose states time steps of the credit begin, shape `(B, T)`, boolean."""
+        mask = self.trained_tokens(rollout)
         return turn_starts(mask) if self.args.time_step == "turn" else mask
 
-    def _refuse_returns_outside(self, returns: torch.Tensor, mask: torch.Tensor, reward_range: Sequence[float]) -> None:
+    def _refuse_returns_outside(self, returns: torch.Tensor, mask: torch.Tensor, reward_range: RewardRange) -> None:
         low, high = extremes(self, returns, mask)
         slack = 1e-5 * (reward_range[1] - reward_range[0])
         if low < reward_range[0] - slack or high > reward_range[1] + slack:
             raise ValueError(
                 f"The critic's returns at step {self.state.global_step} go from {low:g} to {high:g}, outside of "
-                f"`reward_range={reward_range}`, though the rewards of whole completions do not. With rewards per "
-                "token or `gamma` below 1, choose a range that holds what is still to come at every token, or set "
-                "`reward_range=None` and `critic_loss='mse'`."
+                f"`reward_range={list(reward_range)}`, though the rewards of whole completions do not. With rewards "
+                "per token or `gamma` below 1, choose a range that holds what is still to come at every token, or "
+                "'running', or set `reward_range=None` and `critic_loss='mse'`."
             )
 
     def critic_fit(self, rollout: dict, rewards: torch.Tensor) -> torch.Tensor:
-        mask = self._time_steps(self.trained_tokens(rollout) & rewards.isfinite().unsqueeze(1))
+        mask = self.time_steps(rollout, "train") & rewards.isfinite().unsqueeze(1)
         earned = torch.nan_to_num(self.rewards_where_they_fall(rollout, rewards))
         returns = monte_carlo_returns(earned, mask, self.args.gamma)
         if self.args.truncation == "bootstrap":  # what would have come after a cut is not known
@@ -223,7 +257,7 @@ class VAPOTrainer(ProbeTrainer):
         if self.args.policy_lambda == "length_adaptive":
             return length_adaptive_lambda(lengths, self.args.length_adaptive_alpha)
         if self.args.policy_lambda == MEASURED:
-            return torch.full(lengths.shape, 1 - self.engine.trust, dtype=torch.float64, device=mask.device)
+            return torch.full(lengths.shape, self.of_critic.measured_lambda, dtype=torch.float64, device=mask.device)
         if self.args.policy_lambda == "relative_position":
             return relative_position_lambda(lengths, self.args.relative_position_weight)
         return torch.full(lengths.shape, float(self.args.policy_lambda), dtype=torch.float64, device=mask.device)

@@ -128,7 +128,7 @@ class TraceCollector(GenACTrainer):
     # --- Sampling
 
     def assign_credit(self, rollout: dict, rewards: torch.Tensor, mode: str) -> dict:
-        self._refuse_other_rewards(rewards)
+        self.keep_in_range(rollout, rewards, mode, "or to 'running'")
         chosen = self.trained_tokens(rollout)
         self._solutions = []
         for row, length in enumerate(rollout["completion_mask"].sum(1).tolist()):
@@ -183,7 +183,9 @@ class TraceCollector(GenACTrainer):
         solutions = [solution for rollout in rollouts for solution in rollout if solution["reward"] is not None]
         if not solutions:
             raise ValueError("No solution has a reward: there is nothing to ask the oracle about.")
-        rate = sum(solution["reward"] for solution in solutions) / len(solutions)
+        earned = [solution["reward"] for solution in solutions]
+        rate = sum(earned) / len(earned)
+        self.reward_range.grow_to(min(earned), max(earned))  # those that an earlier run has written
         found: dict[str, State] = {}
         rewards: dict[str, list[float]] = defaultdict(list)
         for solution in solutions:
@@ -194,7 +196,8 @@ class TraceCollector(GenACTrainer):
                     continue  # the critic will not be asked about this one either
                 problem, partial = problem_text(solution["prompt"]), "".join(reading.texts[:k])
                 query = render(
-                    self.question.template,
+                    self.question.wording,
+                    **self.question.slots,
                     actor=self.question.actor_description,
                     success_rate=f"{rate:.2f}",
                     problem=problem,
@@ -226,7 +229,9 @@ class TraceCollector(GenACTrainer):
                 retries=self.args.oracle_retries,
                 on_answer=bar.update,
             )
-        rewards = {state.query: state.reward for state in states}
+        # On the scale of the scores.
+        low, high = self.reward_range
+        rewards = {state.query: (state.reward - low) / (high - low) for state in states}
         answers = [row for row in journal.rows() if row["query"] in rewards]
         summary = write_dataset(
             [{**row, "reward": rewards[row["query"]]} for row in answers],
