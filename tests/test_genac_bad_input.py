@@ -178,12 +178,12 @@ def test_a_problem_that_fills_the_critics_context_is_refused_by_name(model_dir, 
 
 
 @pytest.mark.parametrize("reward", [1.5, -0.5])
-def test_a_reward_that_no_value_can_be_is_refused(reward, model_dir, critic_dir, tmp_path):
+def test_a_reward_outside_a_range_that_is_given_is_refused(reward, model_dir, critic_dir, tmp_path):
     def rewards(completions, **kwargs):
         return [0.5] * (len(completions) - 1) + [reward]
 
-    trainer = make_trainer(model_dir, tmp_path, rewards, critic=critic_dir)
-    with pytest.raises(ValueError, match=rf"{reward} of completion 3 .*\[0, 1\]"):
+    trainer = make_trainer(model_dir, tmp_path, rewards, critic=critic_dir, reward_range=[0, 1])
+    with pytest.raises(ValueError, match=rf"{reward} of completion 3 .*\[0.0, 1.0\]"):
         trainer.train()
 
 

@@ -323,7 +323,7 @@ def critic_query(
         success_rate (`float`):
             The mean reward that the critic is told, to two decimals.
         slots:
-            Texts of further slots, see [`Question.slots`].
+            Texts of further slots of the template.
 
     Returns:
         [`~trl_credit.critics.generative.packed.CriticQuery`]: K states; none if there are no segments.

@@ -131,7 +131,7 @@ class GenACTrainer(CriticTrainer):
         # The policy's completions of that data, with their rewards and prompts, made once.
         self._validation_rollouts: list[tuple] = []
         self._is_validating = False
-        self.writer.warn(head=len(self.critic_processing_class(self.question.template)["input_ids"]))
+        self.warn_of_answers()
 
     # --- The critic
 
@@ -193,6 +193,10 @@ class GenACTrainer(CriticTrainer):
             "critic_temperature": self.args.critic_temperature,
             "critic_max_completion_length": self.args.critic_max_completion_length,
         }
+
+    def warn_of_answers(self) -> None:
+        """Say what the critic's answers will cost, where that is much."""
+        self.writer.warn(head=len(self.critic_processing_class(self.question.template)["input_ids"]))
 
     def critic_facts(self) -> CriticFacts:
         hint = {"success_rate": list(self.success_rate), "mean_value": list(self.mean_value)}

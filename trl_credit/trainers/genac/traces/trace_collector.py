@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from ....critics.facts import CriticFacts, fingerprint
+from ....critics.generative.critic import context_of
 from ....critics.generative.question import problem_text, render
 from ....journal import Journal, write_rows
 from ..genac_trainer import GenACTrainer
@@ -96,6 +97,13 @@ class TraceCollector(GenACTrainer):
             source.config if isinstance(source, nn.Module) else AutoConfig.from_pretrained(source, **kwargs)
         )
         return network
+
+    @property
+    def critic_context(self) -> float:
+        return context_of(self.critic)
+
+    def warn_of_answers(self) -> None:
+        """It writes none."""
 
     # --- The run
 
