@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from critic_rates import (
-    TERMS,
     as_tensors,
     ceiling,
     measure,
@@ -46,7 +45,7 @@ class Fit:
     generations: int
     update: int = COMPLETIONS
     passes: int = 1
-    terms: tuple[int, ...] = TERMS
+    terms: tuple[int, ...] = TinyModelSettings().terms
 
     @property
     def digits(self) -> str:

@@ -6,7 +6,7 @@ How much a critic knows after its default pretraining, by the learning rates of 
 A policy that does not move writes the rollouts once, with rewards of 0 and 1. Every pair of rates trains the same fresh
 critic on them, one update each, with the trainer's engine and loss, and explains rollouts of other prompts or samples.
 
-- `toy`: the quickstart's arithmetic, and a critic from the checkpoint of its tiny policy, as by default.
+- `toy`: the arithmetic of the quickstart with a critic, and one from the checkpoint of its tiny policy, as by default.
 - `letters`: the Markov chain of `tests/chain_policy.py`, whose values can be computed, and a critic of width 896 with
   random weights.
 - `smollm`: the same rollouts, read by a language model from a folder, e.g. SmolLM2-135M, in its own tokens.
@@ -40,6 +40,7 @@ from trl_credit.critic_report import Decoding, TransformersPolicy
 from trl_credit.critics.engine import CriticEngine, CriticOptimization
 from trl_credit.critics.fresh_head import trained_head
 from trl_credit.critics.token import make_token_critic, read_values
+from trl_credit.toy.quickstart import TINY_WITH_CRITIC
 from trl_credit.toy.scoring import complete
 from trl_credit.toy.task import ChainTask
 from trl_credit.toy.tiny_model import TinyModelSettings, fitted, load
@@ -65,7 +66,7 @@ class Arm:
 
 ARMS = {
     "toy": Arm(
-        "Arithmetic; a critic from the tiny policy's checkpoint, width 64, 3 layers",
+        "Arithmetic of three and four digits; a critic from the tiny policy's checkpoint, width 64, 3 layers",
         *(64, 16, 128, 1, (1e-4, 1e-3, 1e-2), (2e-6, 1e-5, 1e-4, 1e-3)),
     ),
     "letters": Arm(
@@ -79,7 +80,7 @@ ARMS = {
 }
 
 
-TERMS = TinyModelSettings().terms
+TERMS = TINY_WITH_CRITIC.terms
 
 
 def solve_problems(
@@ -377,7 +378,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs/critic_rates"), help="without its ending")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    policy = fitted(TinyModelSettings(), args.models)
+    policy = fitted(TinyModelSettings(terms=TERMS), args.models)
     file = args.output.with_suffix(".json")
     stored = json.loads(file.read_text()) if file.exists() else {"rates": {}, "ceilings": {}, "vapo": {}}
 
