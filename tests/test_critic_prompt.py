@@ -6,6 +6,7 @@ from tiny import EOS, tiny_tokenizer
 from trl_credit.critics.generative.question import (
     SLOTS,
     TEMPLATE,
+    TEMPLATE_OF_REWARDS,
     TEMPLATE_WITHOUT_HINT,
     check_template,
     critic_query,
@@ -24,7 +25,8 @@ def ask(tokenizer, segments=SEGMENTS, prompt="1 + 1?", template=TEMPLATE, succes
 
 
 def test_the_templates_have_their_slots():
-    check_template(TEMPLATE, SLOTS)
+    check_template(TEMPLATE_OF_REWARDS, SLOTS)
+    check_template(TEMPLATE, [slot for slot in SLOTS if not slot.endswith("_reward")])
     check_template(TEMPLATE_WITHOUT_HINT, ("actor", "problem", "partial_solution"))
     assert "success_rate" not in TEMPLATE_WITHOUT_HINT
     assert len(TEMPLATE.split("{partial_solution}")[1]) < 110  # read anew for every state

@@ -43,8 +43,8 @@ def vllm_is_asked_in_the_same_place(run):
     finally:
         trainer.use_vllm = False
         del trainer.vllm_generation
-    assert synced == [True], "`_last_loaded_step` does not say whether vLLM has the policy's weights"
     assert asked == [[[65, 66], [67]], [[68]]], "`use_vllm` does not say whether `vllm_generation` is asked"
+    assert synced == [True], "`_last_loaded_step` does not say whether vLLM has the policy's weights"
     assert written == [[68], [69]], "`_generate_single_turn` does not return what vLLM wrote"
 
 
