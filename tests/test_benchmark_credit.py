@@ -225,7 +225,7 @@ def test_every_arm_trains_and_counts_its_tokens(trainer, cache):
         assert rows[-1]["tokens_generated"] == pytest.approx(steps * length + continuations, rel=0.05)
     else:
         assert rows[-1]["tokens_generated"] == pytest.approx((steps + pretraining) * length, rel=0.05)
-    # A critic reads what it values and what it learns from, and prompts of two tokens; VAPO's once after its pretraining.
+    # A critic reads what it values and what it learns from, prompts too; VAPO's once for both after its pretraining.
     read = {"vapo": (steps + 2 * pretraining) * (length + 32), "ppo": 2 * steps * (length + 32)}
     if trainer in read:
         assert rows[-1]["tokens_read"] == pytest.approx(read[trainer], rel=0.05)
