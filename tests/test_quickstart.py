@@ -176,7 +176,7 @@ def test_a_critic_that_knows_problems_and_no_step_explains_nothing_within_them(u
 
 def test_a_critic_that_sees_the_deciding_token_explains_all_but_the_state_before_it(untrained):
     known = explained(untrained, ReadingCritic(0.6, 1.0, 0.0))
-    assert 0.5 < known.mean < 0.99  # of about ten states one is before the first token
+    assert 0.5 < known.mean < 0.8  # of about ten states one is before the first token: without it 0.84
     assert 0 < known.half_width < 0.3
     assert explained(untrained, ReadingCritic(0.6, 0.0, 1.0)).mean < -1  # a critic that has it the wrong way round
 
